@@ -1,0 +1,420 @@
+//! Tables' schemas in the lake, and how they change.
+//!
+//! A schema version is immutable: files name the version they were written
+//! with. A column's `id` stays with it through versions, so that folding can
+//! follow ids where names change.
+
+use crate::TableName;
+use arrow::datatypes::{DataType, Field, Schema, TimeUnit};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use std::collections::HashMap;
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+/// A column's type in the lake: what Athena, Spark, Trino and DuckDB all read.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum LakeType {
+    /// true, false
+    Boolean,
+    /// −128 … 127
+    Int8,
+    /// 16 bits, signed
+    Int16,
+    /// 32 bits, signed
+    Int32,
+    /// 64 bits, signed
+    Int64,
+    /// IEEE 754 single
+    Float32,
+    /// IEEE 754 double
+    Float64,
+    /// Exact decimal: precision 1 to 38, scale 0 to precision.
+    Decimal {
+        /// Digits in all.
+        precision: u8,
+        /// Digits after the point.
+        scale: u8,
+    },
+    /// UTF-8 text
+    Utf8,
+    /// Bytes
+    Binary,
+    /// Days since 1970-01-01, 32 bits
+    Date32,
+    /// Microseconds since midnight, 64 bits; 24:00:00 is kept
+    Time64,
+    /// Microseconds since 1970-01-01 00:00:00 without a zone
+    Timestamp,
+    /// Microseconds since 1970-01-01 00:00:00 UTC
+    TimestampUtc,
+    /// A list with nulls
+    List(Box<LakeType>),
+    /// text → text
+    Map,
+}
+
+impl LakeType {
+    /// The Arrow type of a column of this type.
+    pub fn arrow(&self) -> DataType {
+        match self {
+            LakeType::Boolean => DataType::Boolean,
+            LakeType::Int8 => DataType::Int8,
+            LakeType::Int16 => DataType::Int16,
+            LakeType::Int32 => DataType::Int32,
+            LakeType::Int64 => DataType::Int64,
+            LakeType::Float32 => DataType::Float32,
+            LakeType::Float64 => DataType::Float64,
+            // Scale is at most 38, so it fits the signed byte.
+            LakeType::Decimal { precision, scale } => {
+                DataType::Decimal128(*precision, *scale as i8)
+            }
+            LakeType::Utf8 => DataType::Utf8,
+            LakeType::Binary => DataType::Binary,
+            LakeType::Date32 => DataType::Date32,
+            LakeType::Time64 => DataType::Time64(TimeUnit::Microsecond),
+            LakeType::Timestamp => DataType::Timestamp(TimeUnit::Microsecond, None),
+            LakeType::TimestampUtc => {
+                DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into()))
+            }
+            LakeType::List(item) => {
+                DataType::List(Arc::new(Field::new("element", item.arrow(), true)))
+            }
+            LakeType::Map => DataType::Map(
+                Arc::new(Field::new_struct(
+                    "key_value",
+                    vec![
+                        Field::new("key", DataType::Utf8, false),
+                        Field::new("value", DataType::Utf8, true),
+                    ],
+                    false,
+                )),
+                false,
+            ),
+        }
+    }
+
+    /// Whether every value of `self` is exactly a value of `wider`, and files of
+    /// the one can be read as the other.
+    pub fn widens_to(&self, wider: &LakeType) -> bool {
+        use LakeType::*;
+        match (self, wider) {
+            (a, b) if a == b => true,
+            (Int8, Int16 | Int32 | Int64) | (Int16, Int32 | Int64) | (Int32, Int64) => true,
+            (Float32, Float64) => true,
+            // Iceberg's rule: the scale must stay.
+            (Decimal { precision: p, scale: s }, Decimal { precision: q, scale: t }) => {
+                s == t && p <= q
+            }
+            _ => false,
+        }
+    }
+}
+
+impl fmt::Display for LakeType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            LakeType::Boolean => f.write_str("boolean"),
+            LakeType::Int8 => f.write_str("int8"),
+            LakeType::Int16 => f.write_str("int16"),
+            LakeType::Int32 => f.write_str("int32"),
+            LakeType::Int64 => f.write_str("int64"),
+            LakeType::Float32 => f.write_str("float32"),
+            LakeType::Float64 => f.write_str("float64"),
+            LakeType::Decimal { precision, scale } => write!(f, "decimal({precision},{scale})"),
+            LakeType::Utf8 => f.write_str("string"),
+            LakeType::Binary => f.write_str("binary"),
+            LakeType::Date32 => f.write_str("date"),
+            LakeType::Time64 => f.write_str("time"),
+            LakeType::Timestamp => f.write_str("timestamp"),
+            LakeType::TimestampUtc => f.write_str("timestamptz"),
+            LakeType::List(item) => write!(f, "list<{item}>"),
+            LakeType::Map => f.write_str("map<string,string>"),
+        }
+    }
+}
+
+impl FromStr for LakeType {
+    type Err = String;
+    fn from_str(s: &str) -> Result<Self, String> {
+        let bad = || {
+            format!(
+                "`{s}` is not a lake type; allowed are boolean, int8, int16, int32, int64, float32, \
+                 float64, decimal(p,s) with s ≤ p ≤ 38, string, binary, date, time, timestamp, \
+                 timestamptz, list<T>, map<string,string>"
+            )
+        };
+        Ok(match s {
+            "boolean" => LakeType::Boolean,
+            "int8" => LakeType::Int8,
+            "int16" => LakeType::Int16,
+            "int32" => LakeType::Int32,
+            "int64" => LakeType::Int64,
+            "float32" => LakeType::Float32,
+            "float64" => LakeType::Float64,
+            "string" => LakeType::Utf8,
+            "binary" => LakeType::Binary,
+            "date" => LakeType::Date32,
+            "time" => LakeType::Time64,
+            "timestamp" => LakeType::Timestamp,
+            "timestamptz" => LakeType::TimestampUtc,
+            "map<string,string>" => LakeType::Map,
+            _ => {
+                if let Some(item) = s.strip_prefix("list<").and_then(|r| r.strip_suffix('>')) {
+                    return Ok(LakeType::List(Box::new(item.parse()?)));
+                }
+                let (p, sc) = s
+                    .strip_prefix("decimal(")
+                    .and_then(|r| r.strip_suffix(')'))
+                    .and_then(|r| r.split_once(','))
+                    .ok_or_else(bad)?;
+                let precision: u8 = p.trim().parse().map_err(|_| bad())?;
+                let scale: u8 = sc.trim().parse().map_err(|_| bad())?;
+                if precision == 0 || precision > 38 || scale > precision {
+                    return Err(bad());
+                }
+                LakeType::Decimal { precision, scale }
+            }
+        })
+    }
+}
+
+impl Serialize for LakeType {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        s.collect_str(self)
+    }
+}
+impl<'de> Deserialize<'de> for LakeType {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        String::deserialize(d)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// A column as a source describes it, before the lake gives it an id.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ColumnSpec {
+    /// The column's name at the source.
+    pub name: String,
+    /// The source's own type, with its modifiers: `numeric(12,2)`, `int unsigned`.
+    pub source_type: String,
+    /// Its type in the lake.
+    pub lake_type: LakeType,
+}
+
+/// A column of one schema version.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Column {
+    /// Stays with the column through versions and renames; from 1.
+    pub id: i32,
+    /// The column's name at the source and in the files.
+    pub name: String,
+    /// The source's own type, with its modifiers.
+    pub source_type: String,
+    /// Its type in the files of this version.
+    pub lake_type: LakeType,
+    /// The constant that older rows show at the source; `null` if there is none.
+    #[serde(default)]
+    pub default: Option<serde_json::Value>,
+}
+
+/// One version of a table's schema: `_schema/<version>.json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TableSchema {
+    /// The file's format; 1.
+    pub format: u32,
+    /// The table.
+    pub table: TableName,
+    /// From 1.
+    pub version: u32,
+    /// The first `_seq` that may have this version.
+    pub since_seq: i64,
+    /// The key columns in their order; empty for a table without a key.
+    pub key: Vec<String>,
+    /// The columns, in the source's order.
+    pub columns: Vec<Column>,
+}
+
+/// The names that caudal adds to every file under `changes/`, with their field ids.
+///
+/// The ids lie far above any column's, and below the range that Iceberg reserves
+/// for itself (2147483447 and above).
+pub const META_COLUMNS: [(&str, i32); 5] = [
+    ("_op", 1_000_000_001),
+    ("_seq", 1_000_000_002),
+    ("_committed_at", 1_000_000_003),
+    ("_position", 1_000_000_004),
+    ("_unchanged", 1_000_000_005),
+];
+
+/// What a changed set of columns means for a table.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Evolution {
+    /// Nothing that the lake shows has changed.
+    Same,
+    /// A new version; old files are read with it.
+    Next(TableSchema),
+    /// Old rows cannot be read as the new version: the table must be copied again.
+    Recopy(String),
+}
+
+impl TableSchema {
+    /// Version 1 of a table.
+    pub fn first(table: TableName, since_seq: i64, specs: Vec<ColumnSpec>, key: Vec<String>) -> Self {
+        let columns = specs
+            .into_iter()
+            .zip(1..)
+            .map(|(s, id)| Column {
+                id,
+                name: s.name,
+                source_type: s.source_type,
+                lake_type: s.lake_type,
+                default: None,
+            })
+            .collect();
+        TableSchema { format: 1, table, version: 1, since_seq, key, columns }
+    }
+
+    /// Compares the source's columns with this version, by name.
+    ///
+    /// `next_id` is one more than the greatest id of any version of the table, so
+    /// that a column dropped and added again gets a new one.
+    pub fn evolve(&self, since_seq: i64, specs: &[ColumnSpec], key: &[String], next_id: i32) -> Evolution {
+        if self.key != key {
+            return Evolution::Recopy(format!(
+                "its key changed from ({}) to ({})",
+                self.key.join(", "),
+                key.join(", ")
+            ));
+        }
+        let mut next_id = next_id;
+        let mut columns = Vec::with_capacity(specs.len());
+        for spec in specs {
+            let column = match self.columns.iter().find(|c| c.name == spec.name) {
+                Some(old) if old.lake_type.widens_to(&spec.lake_type) => Column {
+                    source_type: spec.source_type.clone(),
+                    lake_type: spec.lake_type.clone(),
+                    ..old.clone()
+                },
+                Some(old) => {
+                    return Evolution::Recopy(format!(
+                        "column {} changed from {} to {}",
+                        spec.name, old.source_type, spec.source_type
+                    ));
+                }
+                None => {
+                    next_id += 1;
+                    Column {
+                        id: next_id - 1,
+                        name: spec.name.clone(),
+                        source_type: spec.source_type.clone(),
+                        lake_type: spec.lake_type.clone(),
+                        default: None,
+                    }
+                }
+            };
+            columns.push(column);
+        }
+        if columns == self.columns {
+            return Evolution::Same;
+        }
+        Evolution::Next(TableSchema {
+            format: 1,
+            table: self.table.clone(),
+            version: self.version + 1,
+            since_seq,
+            key: key.to_vec(),
+            columns,
+        })
+    }
+
+    /// Whether the table has a key.
+    pub fn has_key(&self) -> bool {
+        !self.key.is_empty()
+    }
+
+    /// The columns' positions of the key, in the key's order.
+    pub fn key_indices(&self) -> Vec<usize> {
+        self.key
+            .iter()
+            .filter_map(|k| self.columns.iter().position(|c| &c.name == k))
+            .collect()
+    }
+
+    /// The Arrow schema of a change batch: the table's columns, then [`META_COLUMNS`].
+    pub fn arrow_changes(&self) -> Arc<Schema> {
+        let with_id = |f: Field, id: i32| {
+            f.with_metadata(HashMap::from([("PARQUET:field_id".to_owned(), id.to_string())]))
+        };
+        let mut fields: Vec<Field> = self
+            .columns
+            .iter()
+            .map(|c| with_id(Field::new(&c.name, c.lake_type.arrow(), true), c.id))
+            .collect();
+        let dictionary = |key: DataType| DataType::Dictionary(Box::new(key), Box::new(DataType::Utf8));
+        let types = [
+            (dictionary(DataType::Int8), false),
+            (DataType::Int64, false),
+            (LakeType::TimestampUtc.arrow(), false),
+            (dictionary(DataType::Int32), false),
+            (LakeType::List(Box::new(LakeType::Utf8)).arrow(), true),
+        ];
+        for ((name, id), (data_type, nullable)) in META_COLUMNS.iter().zip(types) {
+            fields.push(with_id(Field::new(*name, data_type, nullable), *id));
+        }
+        Arc::new(Schema::new(fields))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(name: &str, lake_type: LakeType) -> ColumnSpec {
+        ColumnSpec { name: name.into(), source_type: lake_type.to_string(), lake_type }
+    }
+
+    #[test]
+    fn lake_types_print_and_parse() {
+        use LakeType::*;
+        for t in [
+            Boolean,
+            Int8,
+            Decimal { precision: 38, scale: 0 },
+            List(Box::new(Decimal { precision: 5, scale: 2 })),
+            Map,
+            TimestampUtc,
+        ] {
+            assert_eq!(t.to_string().parse::<LakeType>().unwrap(), t);
+        }
+        for bad in ["int128", "decimal(39,0)", "decimal(2,3)", "list<x>", "decimal(0,0)"] {
+            assert!(bad.parse::<LakeType>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn evolution_keeps_ids_and_asks_for_a_copy_when_values_cannot_be_kept() {
+        let v1 = TableSchema::first(
+            TableName::new("s", "t"),
+            1,
+            vec![spec("id", LakeType::Int32), spec("a", LakeType::Utf8)],
+            vec!["id".into()],
+        );
+        let key = ["id".to_string()];
+        assert_eq!(
+            v1.evolve(5, &[spec("id", LakeType::Int32), spec("a", LakeType::Utf8)], &key, 3),
+            Evolution::Same
+        );
+        let Evolution::Next(v2) =
+            v1.evolve(5, &[spec("b", LakeType::Date32), spec("id", LakeType::Int64)], &key, 3)
+        else {
+            panic!("widening and adding make a new version")
+        };
+        assert_eq!((v2.version, v2.since_seq), (2, 5));
+        assert_eq!(v2.columns.iter().map(|c| c.id).collect::<Vec<_>>(), [3, 1]);
+        assert!(matches!(
+            v1.evolve(5, &[spec("id", LakeType::Utf8)], &key, 3),
+            Evolution::Recopy(_)
+        ));
+        assert!(matches!(v1.evolve(5, &[spec("id", LakeType::Int32)], &[], 3), Evolution::Recopy(_)));
+    }
+}

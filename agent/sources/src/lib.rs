@@ -1,0 +1,278 @@
+//! Readers of source databases: snapshots in chunks and the log's tail.
+//!
+//! One trait family for every database. A source knows its database's protocol,
+//! positions and types; it knows nothing of the lake, of commits or of the other
+//! sources. Everything that it reads goes straight into the column builders of a
+//! [`ChangeBuffer`].
+
+use async_trait::async_trait;
+use caudal_model::schema::ColumnSpec;
+use caudal_model::{
+    ChangeBuffer, Chunk, Error, Finding, Mark, Position, Result, Selection, TableName, TableSchema,
+};
+use secrecy::SecretString;
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+pub mod mysql;
+pub mod postgres;
+
+/// How far the connection's peer is checked; the names are libpq's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TlsMode {
+    /// Plain text.
+    Disable,
+    /// TLS if the server offers it, unverified.
+    Prefer,
+    /// TLS or no connection, unverified.
+    Require,
+    /// The certificate must be signed by a known authority.
+    VerifyCa,
+    /// And it must name the host.
+    VerifyFull,
+}
+
+/// TLS of a source's connections.
+#[derive(Debug, Clone)]
+pub struct TlsOptions {
+    /// How far the peer is checked.
+    pub mode: TlsMode,
+    /// PEM file of the authorities; the system's if absent.
+    pub ca_file: Option<PathBuf>,
+    /// PEM file of the client's certificate.
+    pub cert_file: Option<PathBuf>,
+    /// PEM file of the client's key.
+    pub key_file: Option<PathBuf>,
+}
+
+/// What a user overrides for one table.
+#[derive(Debug, Clone, Default)]
+pub struct TableOptions {
+    /// Columns that never leave the source.
+    pub exclude_columns: Vec<String>,
+    /// The key of a table without a primary key, or a unique index to be used as one.
+    pub key: Option<Vec<String>>,
+}
+
+/// Everything that a source needs to know.
+#[derive(Debug, Clone)]
+pub struct SourceOptions {
+    /// Names the slot, the publication and the connections.
+    pub stream: String,
+    /// Host name or address.
+    pub host: String,
+    /// TCP port.
+    pub port: u16,
+    /// The database; MySQL and MariaDB may do without.
+    pub database: Option<String>,
+    /// The user.
+    pub user: String,
+    /// The password.
+    pub password: SecretString,
+    /// TLS.
+    pub tls: TlsOptions,
+    /// MySQL, MariaDB: the replica's server id; derived from the stream's name if absent.
+    pub server_id: Option<u32>,
+    /// PostgreSQL: the slot; `caudal_<stream>` if absent.
+    pub slot: Option<String>,
+    /// PostgreSQL: the publication; `caudal_<stream>` if absent.
+    pub publication: Option<String>,
+    /// Which tables.
+    pub selection: Selection,
+    /// Overrides by table.
+    pub tables: HashMap<TableName, TableOptions>,
+    /// Rows that a chunk aims at.
+    pub chunk_rows: u64,
+    /// A directory that the source may spill staged transactions to; it is emptied at start.
+    pub spill_dir: PathBuf,
+    /// Bytes that staged transactions may hold in memory before they spill.
+    pub staging_bytes: usize,
+    /// How long to wait for a connection.
+    pub connect_timeout: Duration,
+}
+
+/// A table as the source describes it now.
+#[derive(Debug, Clone)]
+pub struct DiscoveredTable {
+    /// Its name.
+    pub table: TableName,
+    /// The columns that the lake gets, in the source's order.
+    pub columns: Vec<ColumnSpec>,
+    /// The key's columns in their order; empty without one.
+    pub key: Vec<String>,
+    /// The planner's estimate.
+    pub estimated_rows: u64,
+    /// Bytes on the source's disk, without indexes.
+    pub estimated_bytes: u64,
+    /// Why the table cannot be carried as it is: an unsupported column, a clashing
+    /// name, a missing replica identity. `run` refuses to start while there is one.
+    pub problems: Vec<Finding>,
+}
+
+/// A table that the tail carries.
+#[derive(Debug, Clone)]
+pub struct TrackedTable {
+    /// The version that new rows get until the log says otherwise.
+    pub schema: Arc<TableSchema>,
+    /// One more than the greatest column id of any version.
+    pub next_column_id: i32,
+    /// INV-6: changes of the transactions that this exact read saw are left out.
+    pub mark: Option<Mark>,
+}
+
+/// What [`Tail::next`] has to say.
+#[derive(Debug)]
+pub enum TailEvent {
+    /// A transaction ended; its rows are in the buffer, and the stream may be
+    /// committed through `position`.
+    Commit {
+        /// Where the log stands after the transaction.
+        position: Position,
+        /// Its commit time at the source, microseconds since 1970 UTC.
+        committed_at_us: i64,
+        /// Bytes of the source's log that came since the last event, for the lag.
+        log_bytes: u64,
+    },
+    /// Nothing of interest up to `position`; never inside an open transaction.
+    Heartbeat {
+        /// Where the log stands.
+        position: Position,
+    },
+    /// A table has a new schema version; rows that follow have it. The stream may
+    /// not be committed at this event unless it stands between transactions.
+    Schema(Arc<TableSchema>),
+    /// A table cannot go on; its rows have been left out from here on. The
+    /// error's class is [`caudal_model::Class::Data`].
+    TableFailed {
+        /// The table.
+        table: TableName,
+        /// Why.
+        error: Error,
+    },
+    /// The buffer has reached its limit inside a transaction: take the rows out
+    /// (without committing them) and call again.
+    Full,
+}
+
+/// How far the source itself has got, for the lag.
+#[derive(Debug, Clone)]
+pub struct SourceProgress {
+    /// Everything that was committed when this was asked is at or before it.
+    pub position: Position,
+    /// Bytes of log between a given position and this one, where the source can tell.
+    pub lag_bytes: Option<u64>,
+    /// Bytes of log that the source keeps because of this stream.
+    pub retained_bytes: Option<u64>,
+}
+
+/// A database that a stream reads.
+#[async_trait]
+pub trait Source: Send + Sync {
+    /// `postgres`, `mysql` or `mariadb`.
+    fn kind(&self) -> &'static str;
+
+    /// Every prerequisite at once. An error means that the source could not be asked.
+    async fn check(&self) -> Result<Vec<Finding>>;
+
+    /// The selected tables, in order of their names.
+    async fn discover(&self) -> Result<Vec<DiscoveredTable>>;
+
+    /// Prepares the log for its first reading (publication and slot, where the user
+    /// may create them), and returns the position from which nothing is missing.
+    /// Called again after a crash before the first commit: it must be idempotent.
+    ///
+    /// Errors: [`caudal_model::Kind::Prerequisite`] with the SQL that a DBA must run.
+    async fn prepare(&self, tables: &[TableName]) -> Result<Position>;
+
+    /// Makes the log carry tables that were added to the stream later.
+    async fn add_tables(&self, tables: &[TableName]) -> Result<()>;
+
+    /// A position that covers everything committed when it is called.
+    async fn current_position(&self) -> Result<Position>;
+
+    /// How far the source has got beyond `reached`.
+    async fn progress(&self, reached: &Position) -> Result<SourceProgress>;
+
+    /// Whether a tail that stands at `reached` has delivered everything up to `target`.
+    /// Errors if either text is not a position of this source.
+    fn covers(&self, reached: &Position, target: &Position) -> Result<bool>;
+
+    /// Opens the log after `from`.
+    ///
+    /// Errors: [`caudal_model::Kind::PositionLost`] if the source no longer has it,
+    /// saying what was lost and what to run.
+    async fn open_tail(&self, from: &Position, tables: Vec<TrackedTable>) -> Result<Box<dyn Tail>>;
+
+    /// A connection for reading chunks; each worker has its own.
+    async fn open_reader(&self) -> Result<Box<dyn ChunkReader>>;
+}
+
+/// The source's log, from a position on.
+#[async_trait]
+pub trait Tail: Send {
+    /// Appends what comes next to `into` and says what it was.
+    ///
+    /// Cancel safe: a dropped call has lost nothing, and what it appended stays.
+    /// Transactions come in commit order and never interleave in `into`: rows of
+    /// a transaction that has not committed wait inside the tail (INV-3). A
+    /// retryable error ends the tail: the caller drops the uncommitted rows and
+    /// opens a new one at its last commit.
+    async fn next(&mut self, into: &mut ChangeBuffer) -> Result<TailEvent>;
+
+    /// Everything through this position is durable in the lake (INV-3): the source
+    /// may forget it.
+    fn acknowledge(&mut self, through: &Position);
+
+    /// Carries one more table, or one more time after a new copy began. Takes effect
+    /// for the events that [`Tail::next`] has not yet returned.
+    fn track(&mut self, table: TrackedTable);
+
+    /// Leaves a table's changes out from now on.
+    fn untrack(&mut self, table: &TableName);
+
+    /// Bytes held in memory for transactions that have not committed.
+    fn staged_bytes(&self) -> usize;
+}
+
+/// What [`ChunkReader::next`] has to say.
+#[derive(Debug)]
+pub enum ChunkEvent {
+    /// The buffer is full: take the rows out and call again.
+    Full,
+    /// Every row of the chunk is in the buffer.
+    Done,
+}
+
+/// A connection that reads a table's rows chunk by chunk.
+#[async_trait]
+pub trait ChunkReader: Send {
+    /// INV-5: returns once everything that a tail at `base` has delivered is visible
+    /// to a SELECT that starts now.
+    async fn await_visible(&mut self, table: &TableName, base: &Position) -> Result<()>;
+
+    /// INV-6: opens one consistent read of a table without a key, and says which
+    /// transactions it sees. The tail stands still while this runs, at `base`.
+    /// A retryable error after at most ten seconds if a lock or a visible state
+    /// cannot be had: the caller lets the tail go on and tries again.
+    async fn open_exact(&mut self, schema: &Arc<TableSchema>, base: &Position) -> Result<Mark>;
+
+    /// The chunk that follows `after` (`None`: the first), with bounds found by the
+    /// server through the key's index; `None` for a table (or rest) that needs none.
+    /// The last chunk has no upper bound. A table without a key is one chunk.
+    async fn plan(
+        &mut self,
+        schema: &Arc<TableSchema>,
+        after: Option<&Chunk>,
+    ) -> Result<Option<Chunk>>;
+
+    /// Starts reading a chunk, in a transaction of its own (a table without a key:
+    /// in the one that [`Self::open_exact`] opened). The table is checked against
+    /// `schema` first: a difference is a data error.
+    async fn start(&mut self, schema: &Arc<TableSchema>, chunk: &Chunk) -> Result<()>;
+
+    /// Appends rows of the chunk as [`caudal_model::Op::Snapshot`] until it is done or
+    /// `into` is full. The caller has begun the buffer's transaction.
+    async fn next(&mut self, into: &mut ChangeBuffer) -> Result<ChunkEvent>;
+}

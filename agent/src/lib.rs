@@ -1,0 +1,1 @@
+//! Change data capture from relational databases to a Parquet lake, exactly once.

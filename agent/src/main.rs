@@ -1,0 +1,2 @@
+//! The caudal program.
+fn main() {}

@@ -1,0 +1,1 @@
+//! Real databases, crash tests, simulation and benchmarks for caudal.
