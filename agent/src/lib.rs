@@ -1,1 +1,14 @@
 //! Change data capture from relational databases to a Parquet lake, exactly once.
+
+pub mod config;
+pub mod crash;
+pub mod epoch;
+pub mod metrics;
+pub mod pipeline;
+pub mod recover;
+pub mod secret;
+pub mod snapshot;
+pub mod staging;
+pub mod start;
+pub mod status;
+pub mod supervise;

@@ -4,6 +4,15 @@
 //! generation agree with the lake's head; a database that is missing, behind,
 //! corrupt or foreign is rebuilt by the caller from the log.
 
+mod keys;
+mod lock;
+mod memory;
+mod rocks;
+
+pub use lock::is_held;
+pub use memory::MemoryStore;
+pub use rocks::{Opened, RocksStore, SetAside};
+
 use caudal_model::{Checkpoint, Result, TableProgress, TableSchema};
 
 /// Where checkpoints are kept.
@@ -15,7 +24,8 @@ pub trait CheckpointStore: Send {
     /// write; tables that are not given stay as they are.
     fn advance(&mut self, head: &Checkpoint, changed: &[TableProgress]) -> Result<()>;
 
-    /// Replaces everything, e.g. after a rebuild from the log.
+    /// Replaces everything, e.g. after a rebuild from the log. Schemas go too: the
+    /// caller puts those of the rebuilt checkpoint afterwards.
     fn replace(&mut self, whole: &Checkpoint) -> Result<()>;
 
     /// Remembers a schema version.

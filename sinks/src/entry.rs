@@ -66,6 +66,14 @@ pub struct TableEntry {
     /// Why the table became `errored` with this commit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+    /// The table left the stream with this commit; its files stay. If it comes back, it
+    /// is copied again.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub ended: bool,
+}
+
+fn is_false(b: &bool) -> bool {
+    !b
 }
 
 /// Progress of a table's copy.

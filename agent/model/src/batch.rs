@@ -8,7 +8,7 @@
 use crate::schema::TableSchema;
 use crate::{ColumnBuilder, Error, Op, Result, TableName, TransactionMeta};
 use arrow::array::{
-    Array, ArrayRef, AsArray, DictionaryArray, Int8Array, Int32Array, Int64Array, ListArray,
+    ArrayRef, AsArray, DictionaryArray, Int8Array, Int32Array, Int64Array, ListArray,
     RecordBatch, StringArray, TimestampMicrosecondArray,
 };
 use arrow::buffer::{NullBuffer, OffsetBuffer, ScalarBuffer};
@@ -222,6 +222,13 @@ impl ChangeBuffer {
         &self.tables[slot.0 as usize].schema
     }
 
+    /// Whether `slot` is this buffer's place for exactly this schema version, so that a
+    /// decoder may keep it from call to call.
+    #[inline]
+    pub fn is_slot_of(&self, slot: Slot, schema: &Arc<TableSchema>) -> bool {
+        self.tables.get(slot.0 as usize).is_some_and(|t| Arc::ptr_eq(&t.schema, schema))
+    }
+
     /// The rows that follow belong to this transaction (or snapshot read).
     pub fn begin(&mut self, meta: TransactionMeta) {
         self.transactions.push(meta);
@@ -393,6 +400,7 @@ mod tests {
     use super::*;
     use crate::schema::ColumnSpec;
     use crate::LakeType;
+    use arrow::array::Array;
 
     fn schema() -> Arc<TableSchema> {
         let spec = |name: &str, lake_type: LakeType| ColumnSpec {

@@ -18,6 +18,8 @@ use std::time::Duration;
 
 pub mod mysql;
 pub mod postgres;
+pub mod scripted;
+pub mod tls;
 
 /// How far the connection's peer is checked; the names are libpq's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -234,6 +236,10 @@ pub trait Tail: Send {
 
     /// Bytes held in memory for transactions that have not committed.
     fn staged_bytes(&self) -> usize;
+
+    /// Whether the last event left a transaction open in `into`: the caller may open
+    /// an exact read (INV-6) or stop cleanly only where this is false.
+    fn in_transaction(&self) -> bool;
 }
 
 /// What [`ChunkReader::next`] has to say.

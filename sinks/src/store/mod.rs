@@ -5,7 +5,58 @@
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use caudal_model::Result;
+use caudal_model::{Error, Kind, Result};
+use std::sync::Arc;
+
+pub mod conformance;
+pub mod local;
+pub mod memory;
+pub mod s3;
+
+/// What `[sink]` says of the store besides its URL; only S3 reads it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct StoreOptions {
+    /// An S3-compatible server's URL; AWS itself if absent.
+    pub endpoint: Option<String>,
+    /// The bucket's region; that of the environment if absent.
+    pub region: Option<String>,
+    /// `endpoint/bucket/key` in place of `bucket.endpoint/key`.
+    pub path_style: bool,
+    /// Encrypts objects with this key of AWS KMS; the bucket's own default if absent.
+    pub sse_kms_key_id: Option<String>,
+}
+
+/// Opens the store of a `[sink] url`: `s3://bucket/prefix` or `file:///path`. Keys are
+/// relative to it. Nothing is sent to the store yet.
+///
+/// # Errors
+/// [`Kind::Config`] for any other URL; for a directory, also what
+/// [`local::LocalStore::open`] says.
+pub async fn open(url: &str, options: &StoreOptions) -> Result<Arc<dyn Store>> {
+    let refuse = |why: &str| {
+        Err(Error::fatal(Kind::Config, format!("sink.url `{url}` {why}"))
+            .hint("write `s3://bucket/prefix` or `file:///absolute/path`"))
+    };
+    if let Some(path) = url.strip_prefix("file://") {
+        return match path {
+            p if !p.starts_with('/') => refuse("has no absolute path"),
+            "/" => refuse("is the root of the file system"),
+            p => Ok(Arc::new(local::LocalStore::open(p).await?)),
+        };
+    }
+    let Some(rest) = url.strip_prefix("s3://") else {
+        return refuse("is of a kind that caudal does not know");
+    };
+    let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
+    let prefix = prefix.trim_matches('/');
+    if bucket.is_empty() {
+        return refuse("names no bucket");
+    }
+    if rest.contains(['?', '#', '@']) || prefix.split('/').any(|s| matches!(s, "." | "..")) {
+        return refuse("holds more than a bucket and a prefix");
+    }
+    Ok(Arc::new(s3::S3Store::open(bucket, prefix, options).await?))
+}
 
 /// How a conditional PUT ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,7 +77,7 @@ pub struct ListedObject {
     pub bytes: u64,
 }
 
-/// A flat name space of immutable objects. Keys use `/`; all errors but those named
+/// A flat name space of immutable objects, shared by everyone who opens the same place. Keys use `/`; all errors but those named
 /// here are retryable ones of kind `Store`, after the store's own few retries.
 #[async_trait]
 pub trait Store: Send + Sync {
@@ -82,4 +133,45 @@ pub trait Upload: Send {
     /// Leaves nothing behind. A dropped upload may leave parts that
     /// [`Store::abort_uploads`] finds.
     async fn abort(self: Box<Self>) -> Result<()>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_url_of_another_kind_is_a_config_error() {
+        for bad in [
+            "",
+            "lake",
+            "/srv/lake",
+            "gs://lake/raw",
+            "file://srv/lake",
+            "file:///",
+            "s3://",
+            "s3:///raw",
+            "s3://key:secret@lake/raw",
+            "s3://lake/a/../b",
+        ] {
+            let error = open(bad, &StoreOptions::default()).await.map(|s| s.url()).unwrap_err();
+            assert_eq!(error.kind(), Kind::Config, "{bad}");
+            assert!(error.hint_text().is_some());
+        }
+    }
+
+    #[tokio::test]
+    async fn a_store_says_where_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let url = format!("file://{}/lake", dir.path().display());
+        assert_eq!(open(&url, &StoreOptions::default()).await.unwrap().url(), url);
+        let options = StoreOptions {
+            endpoint: Some("http://127.0.0.1:1".into()),
+            path_style: true,
+            ..StoreOptions::default()
+        };
+        for url in ["s3://lake/raw/", "s3://lake/raw"] {
+            assert_eq!(open(url, &options).await.unwrap().url(), "s3://lake/raw");
+        }
+        assert_eq!(open("s3://lake", &options).await.unwrap().url(), "s3://lake");
+    }
 }

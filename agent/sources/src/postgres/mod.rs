@@ -1,1 +1,129 @@
 //! PostgreSQL 14 and later.
+//!
+//! The log is read with `pgoutput` over a replication connection, snapshots with
+//! `COPY … (FORMAT binary)` over ordinary ones. What both must agree on lives in
+//! `schema` (types) and `connect` (session settings).
+
+use crate::{
+    ChunkReader, DiscoveredTable, Source, SourceOptions, SourceProgress, Tail, TrackedTable,
+};
+use async_trait::async_trait;
+use caudal_model::{Finding, Position, Result, TableName};
+use std::sync::Arc;
+use tokio_postgres::Client;
+
+mod catalog;
+mod check;
+mod chunk;
+mod connect;
+pub mod decode;
+mod lsn;
+mod relation;
+mod replication;
+mod schema;
+mod slot;
+mod staging;
+mod tail;
+mod visibility;
+
+pub use lsn::Lsn;
+
+/// What the source, its tail and its readers share.
+pub(crate) struct Shared {
+    pub(crate) options: SourceOptions,
+    /// INV-5: commits that the tail has delivered.
+    pub(crate) delivered: visibility::Delivered,
+    /// One connection for questions, opened when it is first needed.
+    control: tokio::sync::Mutex<Option<Arc<Client>>>,
+}
+
+impl Shared {
+    /// The database; like libpq, the user's name if none is given.
+    pub(crate) fn database(&self) -> &str {
+        self.options.database.as_deref().unwrap_or(&self.options.user)
+    }
+
+    /// The slot's name.
+    pub(crate) fn slot(&self) -> String {
+        self.options.slot.clone().unwrap_or_else(|| slot::default_name(&self.options.stream))
+    }
+
+    /// The publication's name.
+    pub(crate) fn publication(&self) -> String {
+        self.options.publication.clone().unwrap_or_else(|| slot::default_name(&self.options.stream))
+    }
+
+    /// The connection for questions.
+    pub(crate) async fn control(&self) -> Result<Arc<Client>> {
+        let mut held = self.control.lock().await;
+        if let Some(client) = held.as_ref().filter(|c| !c.is_closed()) {
+            return Ok(client.clone());
+        }
+        let client = Arc::new(connect::connect(self).await?);
+        *held = Some(client.clone());
+        Ok(client)
+    }
+}
+
+/// A PostgreSQL database.
+pub struct PostgresSource {
+    shared: Arc<Shared>,
+}
+
+impl PostgresSource {
+    /// A source that connects when it is first used.
+    ///
+    /// Errors: [`caudal_model::Kind::Config`] for a slot name that the server would refuse.
+    pub fn new(options: SourceOptions) -> Result<Self> {
+        let shared = Shared {
+            options,
+            delivered: visibility::Delivered::default(),
+            control: tokio::sync::Mutex::new(None),
+        };
+        slot::validate_name(&shared.slot())?;
+        Ok(PostgresSource { shared: Arc::new(shared) })
+    }
+}
+
+#[async_trait]
+impl Source for PostgresSource {
+    fn kind(&self) -> &'static str {
+        "postgres"
+    }
+
+    async fn check(&self) -> Result<Vec<Finding>> {
+        check::check(&self.shared).await
+    }
+
+    async fn discover(&self) -> Result<Vec<DiscoveredTable>> {
+        schema::discover(&self.shared).await
+    }
+
+    async fn prepare(&self, tables: &[TableName]) -> Result<Position> {
+        slot::prepare(&self.shared, tables).await
+    }
+
+    async fn add_tables(&self, tables: &[TableName]) -> Result<()> {
+        slot::add_tables(&self.shared, tables).await
+    }
+
+    async fn current_position(&self) -> Result<Position> {
+        slot::current_position(&self.shared).await
+    }
+
+    async fn progress(&self, reached: &Position) -> Result<SourceProgress> {
+        slot::progress(&self.shared, reached).await
+    }
+
+    fn covers(&self, reached: &Position, target: &Position) -> Result<bool> {
+        Ok(Lsn::of(reached)? >= Lsn::of(target)?)
+    }
+
+    async fn open_tail(&self, from: &Position, tables: Vec<TrackedTable>) -> Result<Box<dyn Tail>> {
+        Ok(Box::new(tail::PostgresTail::open(self.shared.clone(), from, tables).await?))
+    }
+
+    async fn open_reader(&self) -> Result<Box<dyn ChunkReader>> {
+        Ok(Box::new(chunk::PostgresReader::open(self.shared.clone()).await?))
+    }
+}

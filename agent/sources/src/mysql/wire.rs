@@ -1,0 +1,676 @@
+//! A connection of the client/server protocol, as thin as replication and bulk reads need.
+//!
+//! Packets are borrowed from one buffer that is used again and again; a packet of
+//! 16 MiB and more is joined in a second one. Nothing is decoded here beyond the
+//! framing, the login and the shape of results: rows and events go to the decoders
+//! as bytes. A connection whose result was not read to its end is not used again.
+
+use super::decode::{DecodeError, Input};
+use super::flavor::{Flavor, Version, parse_version};
+use crate::{SourceOptions, TlsMode};
+use bytes::{Buf, BytesMut};
+use caudal_model::{Error, Kind};
+use mysql_common::scramble::{scramble_native, scramble_sha256};
+use secrecy::ExposeSecret;
+use std::fmt;
+use std::sync::Arc;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+/// Why the connection could not do what was asked.
+#[derive(Debug)]
+pub enum WireError {
+    /// The server's own error.
+    Server {
+        /// Its number.
+        code: u16,
+        /// Its text.
+        message: String,
+    },
+    /// The network.
+    Io(std::io::Error),
+    /// Bytes that do not fit the protocol.
+    Protocol(&'static str),
+    /// An error that is complete already: TLS files, an unknown login method.
+    Other(Error),
+}
+
+impl fmt::Display for WireError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            WireError::Server { code, message } => write!(f, "{message} (error {code})"),
+            WireError::Io(e) => e.fmt(f),
+            WireError::Protocol(what) => write!(f, "unexpected bytes: {what}"),
+            WireError::Other(e) => e.fmt(f),
+        }
+    }
+}
+impl std::error::Error for WireError {}
+
+impl From<std::io::Error> for WireError {
+    fn from(e: std::io::Error) -> Self {
+        WireError::Io(e)
+    }
+}
+impl From<DecodeError> for WireError {
+    fn from(e: DecodeError) -> Self {
+        match e {
+            DecodeError::Malformed(w) | DecodeError::Value(w) => WireError::Protocol(w),
+        }
+    }
+}
+
+impl From<WireError> for Error {
+    fn from(e: WireError) -> Error {
+        match e {
+            WireError::Other(e) => e,
+            WireError::Io(io) => {
+                Error::retryable(Kind::Source, "the connection to the source broke").caused_by(io)
+            }
+            WireError::Protocol(what) => Error::retryable(
+                Kind::Corrupt,
+                format!("the source sent bytes that do not fit its protocol: {what}"),
+            ),
+            WireError::Server { code, message } => server_error(code, &message),
+        }
+    }
+}
+
+/// The server's error in the terms of the supervisor.
+fn server_error(code: u16, message: &str) -> Error {
+    let text = format!("the source answered: {message} (error {code})");
+    match code {
+        // Access denied, of a user, a database or a privilege.
+        1044 | 1045 | 1698 | 1862 | 3118 => Error::fatal(Kind::Prerequisite, text)
+            .hint("check source.user and source.password, and the account's host and TLS rules"),
+        1142 | 1143 | 1227 | 1370 => Error::fatal(Kind::Prerequisite, text)
+            .hint("run `caudal check`: it prints the GRANT that is missing"),
+        1049 => Error::fatal(Kind::Config, text).hint("check source.database"),
+        // Too many connections, shutdown, killed, lock waits, deadlocks, aborted,
+        // interrupted, gone while waiting, read timeouts.
+        1040 | 1053 | 1152 | 1158..=1161 | 1203 | 1205 | 1213 | 1226 | 1317 | 3024 | 1077 | 1079
+        | 4031 | 1129 | 1412 | 1927 | 1969 => Error::retryable(Kind::Source, text),
+        _ => Error::fatal(Kind::Source, text),
+    }
+}
+
+/// What the wire returns.
+pub type Wire<T> = Result<T, WireError>;
+
+trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+
+/// The longest packet that a server can send: its `max_allowed_packet` and some overhead.
+const MAX_PACKET: usize = (1 << 30) + (1 << 24);
+const FULL_FRAME: usize = 0xff_ffff;
+const READ_BUFFER: usize = 256 << 10;
+
+mod capability {
+    pub const LONG_PASSWORD: u32 = 1;
+    pub const LONG_FLAG: u32 = 1 << 2;
+    pub const CONNECT_WITH_DB: u32 = 1 << 3;
+    pub const PROTOCOL_41: u32 = 1 << 9;
+    pub const SSL: u32 = 1 << 11;
+    pub const TRANSACTIONS: u32 = 1 << 13;
+    pub const SECURE_CONNECTION: u32 = 1 << 15;
+    pub const MULTI_RESULTS: u32 = 1 << 17;
+    pub const PLUGIN_AUTH: u32 = 1 << 19;
+    pub const CONNECT_ATTRS: u32 = 1 << 20;
+    pub const LENENC_AUTH: u32 = 1 << 21;
+}
+
+/// The first byte of each command packet.
+#[derive(Debug, Clone, Copy)]
+#[repr(u8)]
+pub enum Command {
+    /// COM_QUERY
+    Query = 0x03,
+    /// COM_BINLOG_DUMP
+    BinlogDump = 0x12,
+    /// COM_REGISTER_SLAVE
+    RegisterReplica = 0x15,
+    /// COM_STMT_PREPARE
+    Prepare = 0x16,
+    /// COM_STMT_EXECUTE
+    Execute = 0x17,
+    /// COM_STMT_CLOSE
+    CloseStatement = 0x19,
+    /// COM_BINLOG_DUMP_GTID
+    BinlogDumpGtid = 0x1e,
+}
+
+/// A column of a result.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ColumnDefinition {
+    /// Its name or alias.
+    pub name: String,
+    /// The protocol's type number.
+    pub column_type: u8,
+    /// Bit 5: unsigned.
+    pub flags: u16,
+}
+
+/// One row of [`Connection::query`].
+#[derive(Debug, Clone)]
+pub struct TextRow(Vec<Option<Vec<u8>>>);
+
+impl TextRow {
+    /// A cell as text; `None` for NULL and for a column that is not there.
+    pub fn get(&self, i: usize) -> Option<String> {
+        let bytes = self.0.get(i)?.as_ref()?;
+        Some(String::from_utf8_lossy(bytes).into_owned())
+    }
+    /// A cell as text, empty for NULL.
+    pub fn text(&self, i: usize) -> String {
+        self.get(i).unwrap_or_default()
+    }
+    /// A cell as a number, 0 for NULL.
+    pub fn number(&self, i: usize) -> u64 {
+        self.get(i).and_then(|t| t.parse().ok()).unwrap_or(0)
+    }
+}
+
+struct Greeting {
+    version: String,
+    capabilities: u32,
+    nonce: Vec<u8>,
+    plugin: String,
+}
+
+/// A logged-in connection.
+pub struct Connection {
+    stream: Box<dyn Stream>,
+    buffer: BytesMut,
+    /// Bytes of `buffer` that the packet handed out last occupies.
+    consumed: usize,
+    joined: Vec<u8>,
+    sequence: u8,
+    encrypted: bool,
+    /// The server's family.
+    pub flavor: Flavor,
+    /// The server's version.
+    pub version: Version,
+}
+
+impl fmt::Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Connection({} {})", self.flavor.name(), self.version)
+    }
+}
+
+impl Connection {
+    /// Connects and logs in within the options' timeout.
+    pub async fn open(options: &SourceOptions) -> Wire<Connection> {
+        let waited = tokio::time::timeout(options.connect_timeout, Self::connect(options)).await;
+        waited.map_err(|_| {
+            WireError::Other(Error::retryable(
+                Kind::Source,
+                format!(
+                    "no connection to {}:{} within {:?}",
+                    options.host, options.port, options.connect_timeout
+                ),
+            ))
+        })?
+    }
+
+    async fn connect(options: &SourceOptions) -> Wire<Connection> {
+        let tcp =
+            TcpStream::connect((options.host.as_str(), options.port)).await.map_err(|e| {
+                let text = format!("cannot connect to {}:{}", options.host, options.port);
+                WireError::Other(Error::retryable(Kind::Source, text).caused_by(e))
+            })?;
+        tcp.set_nodelay(true)?;
+        let mut c = Connection {
+            stream: Box::new(tcp),
+            buffer: BytesMut::with_capacity(READ_BUFFER),
+            consumed: 0,
+            joined: Vec::new(),
+            sequence: 0,
+            encrypted: false,
+            flavor: Flavor::MySql,
+            version: Version(0, 0, 0),
+        };
+        let greeting = parse_greeting(c.read().await?)?;
+        (c.flavor, c.version) = parse_version(&greeting.version);
+        c.log_in(options, greeting).await?;
+        Ok(c)
+    }
+
+    async fn log_in(&mut self, options: &SourceOptions, greeting: Greeting) -> Wire<()> {
+        use capability::*;
+        let mut flags = LONG_PASSWORD
+            | LONG_FLAG
+            | PROTOCOL_41
+            | TRANSACTIONS
+            | SECURE_CONNECTION
+            | MULTI_RESULTS
+            | PLUGIN_AUTH
+            | CONNECT_ATTRS
+            | LENENC_AUTH;
+        let database = options.database.as_deref().filter(|d| !d.is_empty());
+        if database.is_some() {
+            flags |= CONNECT_WITH_DB;
+        }
+        let offered = greeting.capabilities & SSL != 0;
+        let tls = crate::tls::client_config(&options.tls).map_err(WireError::Other)?;
+        let tls = match tls {
+            Some(config) if offered => Some(config),
+            Some(_) if options.tls.mode != TlsMode::Prefer => {
+                return Err(WireError::Other(
+                    Error::fatal(Kind::Prerequisite, "the source does not offer TLS").hint(
+                        "give the server a certificate (ssl_cert, ssl_key), or set source.tls = \"prefer\"",
+                    ),
+                ));
+            }
+            _ => None,
+        };
+        let mut hello = Vec::new();
+        if tls.is_some() {
+            flags |= SSL;
+        }
+        hello.extend_from_slice(&flags.to_le_bytes());
+        hello.extend_from_slice(&(MAX_PACKET as u32).to_le_bytes());
+        // utf8mb4_general_ci: every version knows it.
+        hello.push(45);
+        hello.extend_from_slice(&[0; 23]);
+        if let Some(config) = tls {
+            self.write(&hello).await?;
+            self.start_tls(config, &options.host).await?;
+        }
+        let password = options.password.expose_secret().as_bytes();
+        let mut plugin = greeting.plugin;
+        let mut nonce = greeting.nonce;
+        let first = answer(&plugin, password, &nonce, self.encrypted).unwrap_or_default();
+        hello.extend_from_slice(options.user.as_bytes());
+        hello.push(0);
+        put_lenenc(&mut hello, &first);
+        if let Some(d) = database {
+            hello.extend_from_slice(d.as_bytes());
+            hello.push(0);
+        }
+        hello.extend_from_slice(plugin.as_bytes());
+        hello.push(0);
+        let mut attributes = Vec::new();
+        for text in ["program_name", "caudal", "_client_version", env!("CARGO_PKG_VERSION")] {
+            put_lenenc(&mut attributes, text.as_bytes());
+        }
+        put_lenenc(&mut hello, &attributes);
+        self.write(&hello).await?;
+        loop {
+            let packet = self.read().await?;
+            match packet.split_first() {
+                Some((0x00, _)) => return Ok(()),
+                Some((0xfe, rest)) => {
+                    let mut input = Input(rest);
+                    plugin = String::from_utf8_lossy(input.until_zero()?).into_owned();
+                    nonce = input.rest().to_vec();
+                    if nonce.last() == Some(&0) {
+                        nonce.pop();
+                    }
+                    let encrypted = self.encrypted;
+                    let reply = answer(&plugin, password, &nonce, encrypted)
+                        .ok_or_else(|| unknown_plugin(&plugin, encrypted))?;
+                    self.write(&reply).await?;
+                }
+                Some((0x01, [3])) => {}
+                Some((0x01, [4])) => self.full_sha2(password, &nonce).await?,
+                _ => return Err(WireError::Protocol("the login's answer")),
+            }
+        }
+    }
+
+    /// The server does not hold the password's hash in its cache: it wants the password.
+    async fn full_sha2(&mut self, password: &[u8], nonce: &[u8]) -> Wire<()> {
+        let mut secret = password.to_vec();
+        secret.push(0);
+        if !self.encrypted {
+            self.write(&[2]).await?;
+            let Some((0x01, pem)) = self.read().await?.split_first() else {
+                return Err(WireError::Protocol("no public key"));
+            };
+            let pem = pem.to_vec();
+            for (s, n) in secret.iter_mut().zip(nonce.iter().cycle()) {
+                *s ^= n;
+            }
+            // In a task of its own, because the key's parser panics on a malformed key.
+            let task = tokio::task::spawn_blocking(move || {
+                mysql_common::crypto::encrypt(&secret, &pem)
+            });
+            secret = task.await.map_err(|_| WireError::Protocol("the server's public key"))?;
+        }
+        self.write(&secret).await
+    }
+
+    async fn start_tls(&mut self, config: Arc<rustls::ClientConfig>, host: &str) -> Wire<()> {
+        let name = rustls::pki_types::ServerName::try_from(host.to_owned()).map_err(|e| {
+            WireError::Other(Error::fatal(Kind::Config, "source.host cannot be verified").caused_by(e))
+        })?;
+        let plain = std::mem::replace(&mut self.stream, Box::new(tokio::io::empty()));
+        let connector = tokio_rustls::TlsConnector::from(config);
+        let tls = connector.connect(name, plain).await.map_err(|e| {
+            // A refused certificate does not become better by trying again.
+            let refused = e.get_ref().is_some_and(|inner| inner.is::<rustls::Error>());
+            let text = "the TLS handshake with the source failed";
+            WireError::Other(if refused {
+                Error::fatal(Kind::Prerequisite, text)
+                    .hint("check source.tls, source.ca_file and the server's certificate")
+                    .caused_by(e)
+            } else {
+                Error::retryable(Kind::Source, text).caused_by(e)
+            })
+        })?;
+        self.stream = Box::new(tls);
+        self.encrypted = true;
+        Ok(())
+    }
+
+    /// Whether TLS is on.
+    pub fn encrypted(&self) -> bool {
+        self.encrypted
+    }
+
+    async fn write(&mut self, payload: &[u8]) -> Wire<()> {
+        let mut out = Vec::with_capacity(payload.len() + 4);
+        let mut chunks = payload.chunks(FULL_FRAME).peekable();
+        // A payload that ends on a full frame (or is empty) is closed by an empty one.
+        let empty = payload.len().is_multiple_of(FULL_FRAME);
+        let tail = empty.then_some(&[][..]);
+        while let Some(chunk) = chunks.next() {
+            self.frame(&mut out, chunk);
+        }
+        if let Some(tail) = tail {
+            self.frame(&mut out, tail);
+        }
+        self.stream.write_all(&out).await?;
+        self.stream.flush().await?;
+        Ok(())
+    }
+
+    fn frame(&mut self, out: &mut Vec<u8>, chunk: &[u8]) {
+        let [a, b, c, _] = (chunk.len() as u32).to_le_bytes();
+        out.extend_from_slice(&[a, b, c, self.sequence]);
+        out.extend_from_slice(chunk);
+        self.sequence = self.sequence.wrapping_add(1);
+    }
+
+    async fn fill(&mut self) -> Wire<()> {
+        self.buffer.reserve(READ_BUFFER / 2);
+        if self.stream.read_buf(&mut self.buffer).await? == 0 {
+            return Err(WireError::Io(std::io::ErrorKind::UnexpectedEof.into()));
+        }
+        Ok(())
+    }
+
+    /// The length of the frame at the buffer's start, once its header is there.
+    fn frame_len(&self) -> Option<usize> {
+        let header = self.buffer.get(self.consumed..self.consumed + 3)?;
+        Some(super::decode::little_endian(header) as usize)
+    }
+
+    /// Whether a whole packet waits in the buffer, so that [`Self::packet`] needs no I/O.
+    pub fn has_packet(&self) -> bool {
+        self.frame_len().is_some_and(|n| {
+            n < FULL_FRAME && self.buffer.len() >= self.consumed + 4 + n
+        })
+    }
+
+    async fn frame_in(&mut self) -> Wire<usize> {
+        self.buffer.advance(std::mem::take(&mut self.consumed));
+        while self.buffer.len() < 4 {
+            self.fill().await?;
+        }
+        let len = self.frame_len().unwrap_or(0);
+        while self.buffer.len() < 4 + len {
+            self.fill().await?;
+        }
+        self.sequence = self.buffer.get(3).map_or(0, |s| s.wrapping_add(1));
+        self.consumed = 4 + len;
+        Ok(len)
+    }
+
+    /// The next packet, whatever it is; valid until the next call.
+    pub async fn packet(&mut self) -> Wire<&[u8]> {
+        let mut len = self.frame_in().await?;
+        if len < FULL_FRAME {
+            return Ok(self.buffer.get(4..4 + len).unwrap_or_default());
+        }
+        self.joined.clear();
+        // One outsized row must not be paid for until the connection ends.
+        self.joined.shrink_to(READ_BUFFER);
+        loop {
+            self.joined.extend_from_slice(self.buffer.get(4..4 + len).unwrap_or_default());
+            if len < FULL_FRAME {
+                return Ok(&self.joined);
+            }
+            if self.joined.len() > MAX_PACKET {
+                return Err(WireError::Protocol("a packet beyond 1 GiB"));
+            }
+            len = self.frame_in().await?;
+        }
+    }
+
+    /// The next packet; the server's error packet becomes an error.
+    pub async fn read(&mut self) -> Wire<&[u8]> {
+        let packet = self.packet().await?;
+        match packet.split_first() {
+            Some((0xff, rest)) => Err(error_packet(rest)),
+            _ => Ok(packet),
+        }
+    }
+
+    /// Sends a command; its answer is read with [`Self::read`].
+    pub async fn command(&mut self, command: Command, body: &[u8]) -> Wire<()> {
+        self.sequence = 0;
+        let mut payload = Vec::with_capacity(body.len() + 1);
+        payload.push(command as u8);
+        payload.extend_from_slice(body);
+        self.write(&payload).await
+    }
+
+    async fn definitions(&mut self, count: u64) -> Wire<Vec<ColumnDefinition>> {
+        let mut out = Vec::new();
+        for _ in 0..count {
+            out.push(parse_definition(self.read().await?)?);
+        }
+        if count > 0 && !is_eof(self.read().await?) {
+            return Err(WireError::Protocol("no end of the column definitions"));
+        }
+        Ok(out)
+    }
+
+    /// Runs a statement in the text protocol, and returns its rows.
+    pub async fn query(&mut self, sql: &str) -> Wire<Vec<TextRow>> {
+        self.command(Command::Query, sql.as_bytes()).await?;
+        let first = self.read().await?;
+        if first.first() == Some(&0) {
+            return Ok(Vec::new());
+        }
+        let count = Input(first).lenenc()?;
+        self.definitions(count).await?;
+        let mut rows = Vec::new();
+        loop {
+            let packet = self.read().await?;
+            if is_eof(packet) {
+                return Ok(rows);
+            }
+            let mut input = Input(packet);
+            let mut row = Vec::new();
+            for _ in 0..count {
+                if input.0.first() == Some(&0xfb) {
+                    input.u8()?;
+                    row.push(None);
+                } else {
+                    row.push(Some(input.lenenc_bytes()?.to_vec()));
+                }
+            }
+            rows.push(TextRow(row));
+        }
+    }
+
+    /// The first cell of a statement's first row.
+    pub async fn value(&mut self, sql: &str) -> Wire<Option<String>> {
+        Ok(self.query(sql).await?.first().and_then(|r| r.get(0)))
+    }
+
+    /// Starts a SELECT in the binary protocol; its rows follow with [`Self::row`].
+    pub async fn select(&mut self, sql: &str) -> Wire<Vec<ColumnDefinition>> {
+        self.command(Command::Prepare, sql.as_bytes()).await?;
+        let mut input = Input(self.read().await?);
+        input.u8()?;
+        let statement = input.u32()?;
+        let columns = input.u16()?;
+        let parameters = input.u16()?;
+        self.definitions(parameters.into()).await?;
+        self.definitions(columns.into()).await?;
+        let mut body = statement.to_le_bytes().to_vec();
+        // No cursor, one iteration.
+        body.extend_from_slice(&[0, 1, 0, 0, 0]);
+        self.command(Command::Execute, &body).await?;
+        let count = Input(self.read().await?).lenenc()?;
+        let definitions = self.definitions(count).await?;
+        // The statement is closed while its rows still come: the server reads the
+        // command afterwards, and it has no answer.
+        self.command(Command::CloseStatement, &statement.to_le_bytes()).await?;
+        Ok(definitions)
+    }
+
+    /// The next row of [`Self::select`], without its header byte; `None` at the end.
+    pub async fn row(&mut self) -> Wire<Option<&[u8]>> {
+        let packet = self.read().await?;
+        if is_eof(packet) {
+            return Ok(None);
+        }
+        match packet.split_first() {
+            Some((0, row)) => Ok(Some(row)),
+            _ => Err(WireError::Protocol("a binary row")),
+        }
+    }
+}
+
+fn is_eof(packet: &[u8]) -> bool {
+    packet.first() == Some(&0xfe) && packet.len() < 9
+}
+
+/// Whether a packet of the binary log's dump is its end.
+pub fn is_end_of_log(packet: &[u8]) -> bool {
+    is_eof(packet)
+}
+
+/// Parses an error packet after its first byte.
+fn error_packet(rest: &[u8]) -> WireError {
+    let mut input = Input(rest);
+    let code = input.u16().unwrap_or(0);
+    let mut text = input.rest();
+    if text.first() == Some(&b'#') {
+        text = text.get(6..).unwrap_or_default();
+    }
+    WireError::Server { code, message: String::from_utf8_lossy(text).into_owned() }
+}
+
+fn parse_greeting(packet: &[u8]) -> Wire<Greeting> {
+    let mut input = Input(packet);
+    if input.u8()? != 10 {
+        return Err(WireError::Protocol("the greeting's version"));
+    }
+    let version = String::from_utf8_lossy(input.until_zero()?).into_owned();
+    input.u32()?;
+    let mut nonce = input.take(8)?.to_vec();
+    input.u8()?;
+    let low = input.u16()?;
+    input.take(3)?;
+    let capabilities = u32::from(input.u16()?) << 16 | u32::from(low);
+    let nonce_len = usize::from(input.u8()?);
+    input.take(10)?;
+    let second = input.take(nonce_len.saturating_sub(8).max(13))?;
+    nonce.extend_from_slice(second.strip_suffix(&[0]).unwrap_or(second));
+    let plugin = match input.until_zero() {
+        Ok(p) => p,
+        Err(_) => input.rest(),
+    };
+    let plugin = String::from_utf8_lossy(plugin).into_owned();
+    Ok(Greeting { version, capabilities, nonce, plugin })
+}
+
+fn parse_definition(packet: &[u8]) -> Wire<ColumnDefinition> {
+    let mut input = Input(packet);
+    for _ in 0..4 {
+        input.lenenc_bytes()?;
+    }
+    let name = String::from_utf8_lossy(input.lenenc_bytes()?).into_owned();
+    input.lenenc_bytes()?;
+    input.lenenc()?;
+    input.take(6)?;
+    Ok(ColumnDefinition { name, column_type: input.u8()?, flags: input.u16()? })
+}
+
+/// The first answer of a login method; `None` if it is not known or not safe here.
+fn answer(plugin: &str, password: &[u8], nonce: &[u8], encrypted: bool) -> Option<Vec<u8>> {
+    let nonce = nonce.get(..20).unwrap_or(nonce);
+    match plugin {
+        "mysql_native_password" => {
+            Some(scramble_native(nonce, password).map(|s| s.to_vec()).unwrap_or_default())
+        }
+        "caching_sha2_password" => {
+            Some(scramble_sha256(nonce, password).map(|s| s.to_vec()).unwrap_or_default())
+        }
+        "mysql_clear_password" if encrypted => Some([password, &[0]].concat()),
+        _ => None,
+    }
+}
+
+fn unknown_plugin(plugin: &str, encrypted: bool) -> WireError {
+    let hint = if plugin == "mysql_clear_password" && !encrypted {
+        "set source.tls = \"require\" or stronger: this account sends its password in clear text"
+    } else {
+        "use an account with caching_sha2_password or mysql_native_password"
+    };
+    let text = format!("the source wants the login method {plugin}, which cannot be used here");
+    WireError::Other(Error::fatal(Kind::Prerequisite, text).hint(hint))
+}
+
+fn put_lenenc(out: &mut Vec<u8>, bytes: &[u8]) {
+    match bytes.len() {
+        n @ 0..=250 => out.push(n as u8),
+        n => {
+            out.push(0xfc);
+            out.extend_from_slice(&(n as u16).to_le_bytes());
+        }
+    }
+    out.extend_from_slice(bytes);
+}
+
+/// A string literal that any sql_mode reads as the same bytes.
+pub fn quote(text: &str) -> String {
+    if text.is_empty() {
+        return "''".to_owned();
+    }
+    format!("_utf8mb4 x'{}'", hex::encode(text))
+}
+
+/// An identifier between backquotes.
+pub fn identifier(name: &str) -> String {
+    format!("`{}`", name.replace('`', "``"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn packets_of_the_server() {
+        let WireError::Server { code, message } = error_packet(b"\x15\x04#28000Access denied") else {
+            panic!("an error packet")
+        };
+        assert_eq!((code, message.as_str()), (1045, "Access denied"));
+        assert!(parse_greeting(b"\x0a9.7.0\0\x01\0").is_err());
+        assert!(parse_definition(b"\x03def").is_err());
+        assert!(is_eof(&[0xfe, 0, 0, 2, 0]) && !is_eof(&[0xfe; 9]));
+    }
+
+    #[test]
+    fn a_password_never_goes_out_in_clear_text() {
+        assert!(answer("mysql_clear_password", b"pw", b"", false).is_none());
+        assert!(answer("mysql_clear_password", b"pw", b"", true).is_some());
+        assert_eq!(answer("mysql_native_password", b"", &[1; 20], false), Some(Vec::new()));
+    }
+}

@@ -1,0 +1,174 @@
+//! Ordinary connections: sessions that print values the same way, and errors by class.
+//!
+//! Every setting that changes a value's text is pinned at connect, here and on the
+//! replication connection alike, because a role or a database may have its own
+//! (`ALTER ROLE … SET datestyle`): a snapshot and the log would then differ.
+
+use super::Shared;
+use crate::{TlsMode, tls};
+use caudal_model::{Class, Error, Kind, Result};
+use secrecy::ExposeSecret;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio_postgres::config::SslMode;
+use tokio_postgres::error::SqlState;
+use tokio_postgres::{Client, Config, NoTls};
+use tokio_postgres_rustls::MakeRustlsConnect;
+
+/// Settings of every session.
+///
+/// `search_path` keeps type names qualified, whatever the role's own path is, and
+/// keeps operators from being shadowed. `lc_monetary` C gives money two decimals.
+pub const SESSION: [(&str, &str); 15] = [
+    ("DateStyle", "ISO"),
+    ("IntervalStyle", "iso_8601"),
+    ("extra_float_digits", "1"),
+    ("TimeZone", "UTC"),
+    ("bytea_output", "hex"),
+    ("xmloption", "content"),
+    ("lc_monetary", "C"),
+    ("client_encoding", "UTF8"),
+    ("standard_conforming_strings", "on"),
+    ("search_path", "pg_catalog"),
+    ("statement_timeout", "0"),
+    ("lock_timeout", "8000"),
+    ("idle_in_transaction_session_timeout", "0"),
+    ("jit", "off"),
+    ("row_security", "off"),
+];
+
+/// The settings as the startup packet's `options`.
+pub fn session_options() -> String {
+    SESSION.iter().map(|(k, v)| format!("-c {k}={v}")).collect::<Vec<_>>().join(" ")
+}
+
+/// Opens a connection, whose driver task ends with the client.
+pub async fn connect(shared: &Shared) -> Result<Client> {
+    let o = &shared.options;
+    let mut config = Config::new();
+    config
+        .host(&o.host)
+        .port(o.port)
+        .user(&o.user)
+        .password(o.password.expose_secret())
+        .dbname(shared.database())
+        .application_name(format!("caudal {}", o.stream))
+        .options(session_options())
+        .connect_timeout(o.connect_timeout)
+        .keepalives_idle(Duration::from_secs(60))
+        .ssl_mode(match o.tls.mode {
+            TlsMode::Disable => SslMode::Disable,
+            TlsMode::Prefer => SslMode::Prefer,
+            TlsMode::Require | TlsMode::VerifyCa | TlsMode::VerifyFull => SslMode::Require,
+        });
+    let attempt = async {
+        match tls::client_config(&o.tls)? {
+            None => {
+                let (client, connection) =
+                    config.connect(NoTls).await.map_err(|e| shared.connect_error(e))?;
+                tokio::spawn(connection);
+                Ok(client)
+            }
+            Some(tls) => {
+                let connector = MakeRustlsConnect::new(Arc::unwrap_or_clone(tls));
+                let (client, connection) =
+                    config.connect(connector).await.map_err(|e| shared.connect_error(e))?;
+                tokio::spawn(connection);
+                Ok(client)
+            }
+        }
+    };
+    // The driver's own timeout covers the TCP connect only.
+    match tokio::time::timeout(o.connect_timeout, attempt).await {
+        Ok(result) => result,
+        Err(_) => Err(shared.timed_out()),
+    }
+}
+
+impl Shared {
+    /// `host:port`, for messages.
+    pub(super) fn server(&self) -> String {
+        format!("{}:{}", self.options.host, self.options.port)
+    }
+
+    pub(super) fn timed_out(&self) -> Error {
+        let limit = self.options.connect_timeout;
+        Error::retryable(Kind::Source, format!("{} did not answer within {limit:?}", self.server()))
+            .hint("check [source] host and port, the firewall, and that the server runs")
+    }
+
+    fn connect_error(&self, e: tokio_postgres::Error) -> Error {
+        use std::error::Error as _;
+        let at = format!("cannot connect to {}", self.server());
+        if e.as_db_error().is_some() {
+            return query_error(e).context(at);
+        }
+        let text = e.to_string();
+        if text.contains("TLS") || text.contains("tls") {
+            return tls_error(e.source().map_or(text, ToString::to_string)).context(at);
+        }
+        if text.contains("authentication") || text.contains("password missing") {
+            return Error::fatal(Kind::Prerequisite, text)
+                .hint("check [source] user and password")
+                .context(at);
+        }
+        Error::retryable(Kind::Source, at).caused_by(e)
+    }
+}
+
+/// A TLS handshake that failed: waiting does not mend it.
+pub fn tls_error(text: String) -> Error {
+    Error::fatal(Kind::Prerequisite, format!("the TLS handshake failed: {text}"))
+        .hint("check [source] tls, ca_file and host against the server's ssl settings and certificate")
+}
+
+/// An error that the server or the driver reports for a statement.
+///
+/// The server's `DETAIL` may hold a row's values and is left out.
+pub fn query_error(e: tokio_postgres::Error) -> Error {
+    match e.as_db_error() {
+        Some(db) => server_error(db.code().code(), db.message()),
+        None => Error::retryable(Kind::Source, "the connection to the server broke").caused_by(e),
+    }
+}
+
+/// An error by its SQLSTATE.
+pub fn server_error(code: &str, message: &str) -> Error {
+    let text = format!("the server says: {message} ({code})");
+    let class = code.get(..2).unwrap_or("");
+    match class {
+        "28" => Error::fatal(Kind::Prerequisite, text)
+            .hint("check [source] user and password, and the server's pg_hba.conf"),
+        "3D" => Error::fatal(Kind::Prerequisite, text).hint("check [source] database"),
+        "08" | "40" | "53" | "57" | "58" | "XX" => Error::retryable(Kind::Source, text),
+        _ if code == SqlState::LOCK_NOT_AVAILABLE.code()
+            || code == SqlState::OBJECT_IN_USE.code()
+            || code == SqlState::TOO_MANY_CONNECTIONS.code() =>
+        {
+            Error::retryable(Kind::Source, text)
+        }
+        _ if code == SqlState::INSUFFICIENT_PRIVILEGE.code() => Error::fatal(Kind::Prerequisite, text)
+            .hint("run `caudal check`: it prints the missing grants"),
+        _ => Error::fatal(Kind::Source, text),
+    }
+}
+
+/// Whether the server refused for want of a privilege.
+pub fn is_denied(e: &Error) -> bool {
+    e.class() == Class::Fatal && e.kind() == Kind::Prerequisite
+}
+
+/// An SQL identifier in double quotes.
+pub fn ident(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+/// An SQL string literal; `standard_conforming_strings` is on in every session.
+pub fn literal(text: &str) -> String {
+    format!("'{}'", text.replace('\'', "''"))
+}
+
+/// A table's name in SQL.
+pub fn table_ident(table: &caudal_model::TableName) -> String {
+    format!("{}.{}", ident(&table.schema), ident(&table.name))
+}

@@ -1,0 +1,110 @@
+//! What text and binary values have in common: codecs, limits, calendars, errors.
+
+use std::fmt;
+
+/// How a column's values are read, whichever way they come.
+///
+/// The lake's type follows from it; integers are checked against the column that
+/// they go to, because a schema may have been widened since.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Codec {
+    /// boolean
+    Bool,
+    /// smallint, integer, bigint: by the width that comes
+    Int,
+    /// oid and its like: unsigned 32 bits
+    Oid,
+    /// real
+    Float4,
+    /// double precision
+    Float8,
+    /// numeric with a precision and scale that the lake has
+    Numeric,
+    /// money, with the two decimals of lc_monetary C
+    Money,
+    /// any type whose text is kept
+    Text,
+    /// jsonb, whose binary form has a version before the text
+    Jsonb,
+    /// bytea
+    Bytea,
+    /// uuid
+    Uuid,
+    /// date
+    Date,
+    /// time without time zone
+    Time,
+    /// timestamp, with or without time zone
+    Timestamp,
+}
+
+/// Why a value cannot arrive exactly. Never holds the value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ValueError {
+    /// A numeric that is not a number, or infinite.
+    NotANumber,
+    /// A numeric with more digits than its column says.
+    Digits,
+    /// An integer past its column's type.
+    Range,
+    /// A timestamp or date that microseconds or days in the lake cannot count.
+    Late,
+    /// Text that is not UTF-8.
+    Utf8,
+    /// A cell past what one Arrow column can hold.
+    Long,
+    /// Not the form that the type has.
+    Form,
+    /// The column has another type than the decoder expects.
+    Mismatch,
+}
+
+impl ValueError {
+    /// Whether `as = "string"` lets the value through.
+    pub fn text_helps(self) -> bool {
+        matches!(self, ValueError::NotANumber | ValueError::Digits | ValueError::Late)
+    }
+}
+
+impl fmt::Display for ValueError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            ValueError::NotANumber => "holds NaN or infinity, which a decimal cannot",
+            ValueError::Digits => "holds a number with more digits than its type says",
+            ValueError::Range => "holds a number past its lake type",
+            ValueError::Late => "holds a time past the year 294247, which 64 bits of microseconds cannot",
+            ValueError::Utf8 => "holds text that is not UTF-8",
+            ValueError::Long => "holds a value too long for one batch",
+            ValueError::Form => "holds a value that does not have the form of its type",
+            ValueError::Mismatch => "does not have the type that the schema says",
+        })
+    }
+}
+
+/// Microseconds from 1970 to 2000.
+pub const EPOCH_US: i64 = super::pgoutput::EPOCH_US;
+/// Days from 1970 to 2000.
+pub const EPOCH_DAYS: i32 = 10_957;
+/// A day in microseconds.
+pub const DAY_US: i64 = 86_400_000_000;
+
+/// Days from 1970-01-01 to a day of the proleptic Gregorian calendar; year 0 is 1 BC.
+pub fn days_from_civil(year: i64, month: u32, day: u32) -> i64 {
+    // Years begin in March here, so that the leap day is a year's last.
+    let y = if month <= 2 { year - 1 } else { year };
+    let era = y.div_euclid(400);
+    let of_era = y.rem_euclid(400);
+    let of_year = (153 * i64::from((month + 9) % 12) + 2) / 5 + i64::from(day) - 1;
+    let days = of_era * 365 + of_era / 4 - of_era / 100 + of_year;
+    era * 146_097 + days - 719_468
+}
+
+/// 10^n, n ≤ 38.
+pub fn power_of_ten(n: u32) -> Option<i128> {
+    10i128.checked_pow(n)
+}
+
+/// Whether an unscaled value has at most `precision` digits.
+pub fn fits_precision(value: i128, precision: u8) -> bool {
+    power_of_ten(u32::from(precision)).is_some_and(|limit| value.unsigned_abs() < limit.unsigned_abs())
+}

@@ -1,0 +1,325 @@
+//! Rows of the log into rows of the lake, table by table.
+//!
+//! A [`RowPlan`] is made once for a table's `Relation` message and schema version,
+//! and says for each cell of the wire where it goes; the rows then need no look-up.
+
+use super::catalog::{ColumnType, TypeKey};
+use super::decode::pgoutput::{Cell, Old, RelationBody, RowBody, Tuple};
+use super::decode::text;
+use super::decode::value::{Codec, ValueError};
+use crate::TableOptions;
+use caudal_model::schema::ColumnSpec;
+use caudal_model::{ChangeBuffer, Error, Op, Result, RowWriter, Slot, TableName, TableSchema};
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// One column as the log describes it.
+#[derive(Debug, Clone)]
+pub struct WireColumn {
+    /// Part of the replica identity.
+    pub identity: bool,
+    /// Its name.
+    pub name: String,
+    /// Its type.
+    pub type_key: TypeKey,
+}
+
+/// A table as the log described it last.
+#[derive(Debug)]
+pub struct Relation {
+    /// Its name then.
+    pub table: TableName,
+    /// `d`, `n`, `f` or `i`.
+    pub identity: u8,
+    /// Its columns, in the order of cells.
+    pub columns: Vec<WireColumn>,
+    /// The tail's `tracking` for which `plan` was made; 0: not yet.
+    pub planned: u64,
+    /// How its rows are written; `None` if the tail does not carry the table.
+    pub plan: Option<RowPlan>,
+}
+
+impl Relation {
+    /// A relation from its message.
+    pub fn new(body: &RelationBody<'_>) -> Result<Self> {
+        let schema = if body.schema.is_empty() { "pg_catalog" } else { body.schema };
+        let columns = body
+            .columns()?
+            .into_iter()
+            .map(|c| WireColumn {
+                identity: c.identity,
+                name: c.name.to_owned(),
+                type_key: (c.type_oid, c.type_mod),
+            })
+            .collect();
+        Ok(Relation {
+            table: TableName::new(schema, body.name),
+            identity: body.identity,
+            columns,
+            planned: 0,
+            plan: None,
+        })
+    }
+
+    /// The types that are not known yet.
+    pub fn unknown_types(&self, types: &HashMap<TypeKey, ColumnType>) -> Vec<TypeKey> {
+        self.columns.iter().map(|c| c.type_key).filter(|k| !types.contains_key(k)).collect()
+    }
+
+    /// The columns as the lake would have them.
+    pub fn specs(
+        &self,
+        types: &HashMap<TypeKey, ColumnType>,
+        options: Option<&TableOptions>,
+    ) -> Result<Vec<ColumnSpec>> {
+        let excluded = |name: &String| options.is_some_and(|o| o.exclude_columns.contains(name));
+        let mut specs = Vec::with_capacity(self.columns.len());
+        for c in self.columns.iter().filter(|c| !excluded(&c.name)) {
+            let described =
+                types.get(&c.type_key).ok_or_else(|| Error::bug("a type was not looked up"))?;
+            match &described.mapped {
+                Ok(mapped) => specs.push(ColumnSpec {
+                    name: c.name.clone(),
+                    source_type: described.name.clone(),
+                    lake_type: mapped.lake.clone(),
+                }),
+                Err(why) => {
+                    let text = format!("column {} ({}): {why}", c.name, described.name);
+                    return Err(Error::data(&self.table, text).hint(format!(
+                        "add {} to exclude_columns of this table, then run `caudal resnapshot {}`",
+                        c.name, self.table
+                    )));
+                }
+            }
+        }
+        Ok(specs)
+    }
+
+    /// The key that the log shows, for a table whose key is its primary key: it can
+    /// be told from the message only while that is the replica identity.
+    pub fn visible_key(&self, held: &[String], overridden: bool) -> Vec<String> {
+        let shown: Vec<&String> =
+            self.columns.iter().filter(|c| c.identity).map(|c| &c.name).collect();
+        let same = shown.len() == held.len() && held.iter().all(|k| shown.contains(&k));
+        if overridden || self.identity != b'd' || same {
+            return held.to_vec();
+        }
+        shown.into_iter().cloned().collect()
+    }
+
+    /// Makes the plan for a schema version that has exactly [`Self::specs`].
+    pub fn make_plan(
+        &mut self,
+        schema: &Arc<TableSchema>,
+        types: &HashMap<TypeKey, ColumnType>,
+        hidden: Option<crate::postgres::visibility::Snapshot>,
+    ) -> Result<()> {
+        let mut targets = Vec::with_capacity(self.columns.len());
+        let mut covered = 0;
+        for c in &self.columns {
+            let index = schema.columns.iter().position(|s| s.name == c.name);
+            let mapped = types.get(&c.type_key).and_then(|t| t.mapped.as_ref().ok());
+            let is_key = schema.key.contains(&c.name);
+            covered += usize::from(is_key && c.identity);
+            targets.push(match (index, mapped) {
+                (Some(index), Some(mapped)) => {
+                    Some(Target { index, codec: mapped.codec, is_key })
+                }
+                _ => None,
+            });
+        }
+        self.plan = Some(RowPlan {
+            schema: schema.clone(),
+            targets,
+            identified: self.identity == b'f' || (schema.has_key() && covered == schema.key.len()),
+            slot: None,
+            hidden,
+        });
+        Ok(())
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Target {
+    /// The lake's column.
+    index: usize,
+    codec: Codec,
+    is_key: bool,
+}
+
+/// How a table's rows are written.
+#[derive(Debug)]
+pub struct RowPlan {
+    schema: Arc<TableSchema>,
+    targets: Vec<Option<Target>>,
+    /// Old rows say which row they were.
+    identified: bool,
+    slot: Option<Slot>,
+    /// INV-6: transactions that an exact read saw.
+    pub hidden: Option<crate::postgres::visibility::Snapshot>,
+}
+
+/// Why a row cannot be written: the column on the wire and the reason.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RowError {
+    /// A cell.
+    Cell(usize, ValueError),
+    /// The tuple has another number of cells than its table.
+    Shape,
+    /// The log does not say which row was changed.
+    Unidentified,
+    /// A table without a key did not get the whole old row.
+    NoOldRow,
+}
+
+impl From<Error> for RowError {
+    fn from(_: Error) -> Self {
+        RowError::Shape
+    }
+}
+
+impl RowPlan {
+    /// The table's place in this buffer.
+    #[inline]
+    fn slot(&mut self, into: &mut ChangeBuffer) -> Slot {
+        match self.slot {
+            Some(slot) if into.is_slot_of(slot, &self.schema) => slot,
+            _ => *self.slot.insert(into.slot(&self.schema)),
+        }
+    }
+
+    /// Writes what one message says.
+    pub fn write(&mut self, into: &mut ChangeBuffer, row: &RowBody<'_>) -> Result<(), RowError> {
+        let slot = self.slot(into);
+        match row {
+            RowBody::Insert(new) => self.append(into.row(slot, Op::Insert), new, None),
+            RowBody::Delete(old) => self.delete(into, slot, old),
+            RowBody::Update { old, new } => {
+                if !self.identified {
+                    return Err(RowError::Unidentified);
+                }
+                if !self.schema.has_key() {
+                    let old = old.as_ref().filter(|o| o.whole).ok_or(RowError::NoOldRow)?;
+                    self.delete(into, slot, old)?;
+                    return self.append(into.row(slot, Op::Insert), new, Some(old));
+                }
+                let moved = match old {
+                    Some(old) => self.key_differs(&old.tuple, new)?,
+                    None => false,
+                };
+                if moved && let Some(old) = old {
+                    self.delete(into, slot, old)?;
+                    return self.append(into.row(slot, Op::Insert), new, Some(old));
+                }
+                self.append(into.row(slot, Op::Update), new, old.as_ref())
+            }
+        }
+    }
+
+    /// Writes a truncate.
+    pub fn truncate(&mut self, into: &mut ChangeBuffer) {
+        let slot = self.slot(into);
+        into.row(slot, Op::Truncate).finish();
+    }
+
+    fn delete(&self, into: &mut ChangeBuffer, slot: Slot, old: &Old<'_>) -> Result<(), RowError> {
+        if !self.identified {
+            return Err(RowError::Unidentified);
+        }
+        if !self.schema.has_key() && !old.whole {
+            return Err(RowError::NoOldRow);
+        }
+        self.append(into.row(slot, Op::Delete), &old.tuple, None)
+    }
+
+    /// Cells stored out of line that did not change come from the old row where the
+    /// server sent it, and are named in `_unchanged` otherwise.
+    #[inline]
+    fn append(
+        &self,
+        mut row: RowWriter<'_>,
+        tuple: &Tuple<'_>,
+        old: Option<&Old<'_>>,
+    ) -> Result<(), RowError> {
+        if usize::from(tuple.columns) != self.targets.len() {
+            return Err(RowError::Shape);
+        }
+        let mut cells = tuple.cells();
+        let mut old_cells = old.map(|o| o.tuple.cells());
+        for (wire, target) in self.targets.iter().enumerate() {
+            let cell = cells.next_cell()?.ok_or(RowError::Shape)?;
+            let before = match &mut old_cells {
+                Some(cells) => cells.next_cell()?,
+                None => None,
+            };
+            let Some(target) = target else { continue };
+            let cell = match (cell, before) {
+                (Cell::Unchanged, Some(Cell::Text(value))) => Cell::Text(value),
+                (Cell::Unchanged, Some(Cell::Null)) if old.is_some_and(|o| o.whole) => Cell::Null,
+                (cell, _) => cell,
+            };
+            match cell {
+                Cell::Text(value) => {
+                    text::append(target.codec, row.column(target.index), value)
+                        .map_err(|e| RowError::Cell(wire, e))?;
+                    if matches!(target.codec, Codec::Text | Codec::Jsonb | Codec::Bytea | Codec::Uuid) {
+                        row.count(value.len());
+                    }
+                }
+                Cell::Null => row.column(target.index).push_null(),
+                Cell::Unchanged => row.unchanged(target.index),
+            }
+        }
+        row.finish();
+        Ok(())
+    }
+
+    fn key_differs(&self, old: &Tuple<'_>, new: &Tuple<'_>) -> Result<bool, RowError> {
+        let (mut before, mut after) = (old.cells(), new.cells());
+        for target in &self.targets {
+            let (b, a) = (before.next_cell()?, after.next_cell()?);
+            let (Some(b), Some(a)) = (b, a) else { return Err(RowError::Shape) };
+            if target.is_some_and(|t| t.is_key) && a != Cell::Unchanged && a != b {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+}
+
+impl Relation {
+    /// The data error of a row that cannot be written.
+    pub fn row_error(&self, error: RowError, at: super::Lsn) -> Error {
+        let table = &self.table;
+        let again = format!("then run `caudal resnapshot {table}`");
+        match error {
+            RowError::Cell(wire, e) => {
+                let column = self.columns.get(wire).map_or("?", |c| c.name.as_str());
+                let hint = if e.text_helps() {
+                    format!("set as = {{ {column} = \"string\" }} for this table, {again}")
+                } else {
+                    format!("add {column} to exclude_columns of this table or mend the value, {again}")
+                };
+                Error::data(table, format!("column {column} {e} (at {at})")).hint(hint)
+            }
+            RowError::Shape => Error::data(table, format!("a row of another shape than its table (at {at})"))
+                .hint(format!("run `caudal resnapshot {table}`")),
+            RowError::Unidentified => Error::data(
+                table,
+                format!("the log does not carry the key of a changed row (at {at})"),
+            )
+            .hint(format!(
+                "ALTER TABLE {} REPLICA IDENTITY FULL; {again}",
+                super::connect::table_ident(table)
+            )),
+            RowError::NoOldRow => Error::data(
+                table,
+                format!("the table has no key, and the log does not carry the whole old row (at {at})"),
+            )
+            .hint(format!(
+                "ALTER TABLE {} REPLICA IDENTITY FULL; {again}",
+                super::connect::table_ident(table)
+            )),
+        }
+    }
+}

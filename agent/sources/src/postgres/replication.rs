@@ -1,0 +1,411 @@
+//! The replication connection: handshake, and a pump that keeps it alive.
+//!
+//! The pump is a task of its own. It answers keepalives and reports the
+//! acknowledged position on time whatever the pipeline does: while the queue to the
+//! tail is full it stops reading, so the server's socket fills and the server waits
+//! (that is the back-pressure), but it goes on writing status updates, which the
+//! server reads even while it waits to send. The reported position moves by
+//! acknowledgement alone (INV-3).
+//!
+//! Whole protocol messages travel to the tail in the buffer that the socket was
+//! read into: one queue operation and no copy for some hundred messages. The queue
+//! holds at most [`QUEUE`] such buffers (INV-9).
+
+use super::connect::{self, SESSION, server_error, tls_error};
+use super::decode::pgoutput;
+use super::{Lsn, Shared};
+use crate::{TlsMode, tls};
+use bytes::{BufMut, Bytes, BytesMut};
+use caudal_model::{Error, Kind, Result};
+use postgres_protocol::authentication::{md5_hash, sasl};
+use postgres_protocol::message::backend::{ErrorFields, Message};
+use postgres_protocol::message::frontend;
+use secrecy::ExposeSecret;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio_postgres::tls::{MakeTlsConnect, TlsConnect};
+use tokio_postgres_rustls::MakeRustlsConnect;
+
+/// Buffers between the pump and the tail.
+const QUEUE: usize = 8;
+/// What the pump reads at once.
+const READ_BYTES: usize = 256 << 10;
+/// A message longer than this is refused; the server's own limit is 1 GiB.
+const MAX_MESSAGE: usize = 512 << 20;
+/// How often the pump asks an idle server where its log stands.
+const STATUS_EVERY: Duration = Duration::from_secs(1);
+
+trait Io: AsyncRead + AsyncWrite + Unpin + Send {}
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Io for T {}
+
+/// A connection in replication mode, before or after `START_REPLICATION`.
+pub struct ReplicationConnection {
+    io: Box<dyn Io>,
+    buf: BytesMut,
+}
+
+/// The stream of a slot's changes.
+pub struct ReplicationStream {
+    buffers: mpsc::Receiver<Result<Bytes>>,
+    acknowledged: watch::Sender<Lsn>,
+    pump: JoinHandle<()>,
+}
+
+impl ReplicationStream {
+    /// The next buffer of whole protocol messages. Cancel safe.
+    pub async fn next(&mut self) -> Result<Bytes> {
+        match self.buffers.recv().await {
+            Some(buffer) => buffer,
+            None => Err(broken("the replication connection ended")),
+        }
+    }
+
+    /// Reports a position as durable, at once.
+    pub fn acknowledge(&self, through: Lsn) {
+        self.acknowledged.send_if_modified(|held| {
+            let moved = through > *held;
+            *held = (*held).max(through);
+            moved
+        });
+    }
+}
+
+impl Drop for ReplicationStream {
+    fn drop(&mut self) {
+        // The socket closes with the task, and the server frees the slot.
+        self.pump.abort();
+    }
+}
+
+fn broken(message: &str) -> Error {
+    Error::retryable(Kind::Source, message)
+}
+
+fn io_error(e: std::io::Error) -> Error {
+    broken("the replication connection broke").caused_by(e)
+}
+
+/// An `ErrorResponse`'s SQLSTATE and message.
+fn response_error(fields: &mut ErrorFields<'_>) -> (String, Error) {
+    use postgres_protocol::message::backend::ErrorField;
+    let (mut code, mut message) = (String::new(), String::new());
+    while let Ok(Some(field)) = fallible_next(fields) {
+        let value = |f: &ErrorField<'_>| String::from_utf8_lossy(f.value_bytes()).into_owned();
+        match field.type_() {
+            b'C' => code = value(&field),
+            b'M' => message = value(&field),
+            _ => {}
+        }
+    }
+    let error = server_error(&code, &message);
+    (code, error)
+}
+
+fn fallible_next<'a>(
+    fields: &mut ErrorFields<'a>,
+) -> std::io::Result<Option<postgres_protocol::message::backend::ErrorField<'a>>> {
+    use tokio_postgres::fallible_iterator::FallibleIterator;
+    fields.next()
+}
+
+impl ReplicationConnection {
+    /// Connects and authenticates.
+    pub async fn open(shared: &Shared) -> Result<Self> {
+        let limit = shared.options.connect_timeout;
+        match tokio::time::timeout(limit, Self::handshake(shared)).await {
+            Ok(result) => result,
+            Err(_) => Err(shared.timed_out()),
+        }
+    }
+
+    async fn handshake(shared: &Shared) -> Result<Self> {
+        let o = &shared.options;
+        let unreachable = |e: std::io::Error| {
+            Error::retryable(Kind::Source, format!("cannot connect to {}", shared.server()))
+                .caused_by(e)
+        };
+        let io: Box<dyn Io> = if o.host.starts_with('/') {
+            let path = format!("{}/.s.PGSQL.{}", o.host, o.port);
+            Box::new(UnixStream::connect(path).await.map_err(unreachable)?)
+        } else {
+            let socket = TcpStream::connect((o.host.as_str(), o.port)).await.map_err(unreachable)?;
+            socket.set_nodelay(true).map_err(io_error)?;
+            Self::encrypt(shared, socket).await?
+        };
+        let mut connection = ReplicationConnection { io, buf: BytesMut::with_capacity(READ_BYTES) };
+        connection.startup(shared).await?;
+        Ok(connection)
+    }
+
+    async fn encrypt(shared: &Shared, mut socket: TcpStream) -> Result<Box<dyn Io>> {
+        let Some(config) = tls::client_config(&shared.options.tls)? else {
+            return Ok(Box::new(socket));
+        };
+        let mut request = BytesMut::new();
+        frontend::ssl_request(&mut request);
+        socket.write_all(&request).await.map_err(io_error)?;
+        // One byte and no more: what follows belongs to the TLS layer, and bytes that a
+        // man in the middle put before it must never be taken for the server's.
+        let mut answer = [0u8];
+        socket.read_exact(&mut answer).await.map_err(io_error)?;
+        if answer != *b"S" {
+            if shared.options.tls.mode == TlsMode::Prefer {
+                return Ok(Box::new(socket));
+            }
+            return Err(tls_error("the server does not offer TLS".into()));
+        }
+        let mut connector = MakeRustlsConnect::new(Arc::unwrap_or_clone(config));
+        let connect = MakeTlsConnect::<TcpStream>::make_tls_connect(&mut connector, &shared.options.host)
+            .map_err(|e| match e {})?;
+        let stream = connect.connect(socket).await.map_err(|e| tls_error(e.to_string()))?;
+        Ok(Box::new(stream))
+    }
+
+    async fn startup(&mut self, shared: &Shared) -> Result<()> {
+        let o = &shared.options;
+        let name = format!("caudal {}", o.stream);
+        let mut parameters = vec![
+            ("user", o.user.as_str()),
+            ("database", shared.database()),
+            ("replication", "database"),
+            ("application_name", name.as_str()),
+            // Far above the status interval: a server's own setting may be a second.
+            ("wal_sender_timeout", "60s"),
+        ];
+        parameters.extend(SESSION);
+        let mut out = BytesMut::new();
+        frontend::startup_message(parameters, &mut out)
+            .map_err(|e| Error::fatal(Kind::Config, "user or database holds a zero byte").caused_by(e))?;
+        self.send(&out).await?;
+        loop {
+            match self.message().await? {
+                Message::AuthenticationOk => {}
+                Message::AuthenticationCleartextPassword => {
+                    let password = o.password.expose_secret().as_bytes();
+                    self.password(password).await?;
+                }
+                Message::AuthenticationMd5Password(body) => {
+                    let password = o.password.expose_secret().as_bytes();
+                    let hash = md5_hash(o.user.as_bytes(), password, body.salt());
+                    self.password(hash.as_bytes()).await?;
+                }
+                Message::AuthenticationSasl(_) => self.scram(shared).await?,
+                Message::ReadyForQuery(_) => return Ok(()),
+                Message::ErrorResponse(body) => return Err(response_error(&mut body.fields()).1),
+                Message::ParameterStatus(_)
+                | Message::BackendKeyData(_)
+                | Message::NoticeResponse(_) => {}
+                _ => {
+                    return Err(Error::fatal(
+                        Kind::Prerequisite,
+                        "the server asks for an authentication method that caudal does not speak",
+                    )
+                    .hint("use scram-sha-256 for this user in pg_hba.conf"));
+                }
+            }
+        }
+    }
+
+    async fn password(&mut self, password: &[u8]) -> Result<()> {
+        let mut out = BytesMut::new();
+        frontend::password_message(password, &mut out)
+            .map_err(|e| Error::fatal(Kind::Config, "the password holds a zero byte").caused_by(e))?;
+        self.send(&out).await
+    }
+
+    /// SCRAM-SHA-256. Channel binding is not offered: the TLS layer in use does not
+    /// show the server's certificate here.
+    async fn scram(&mut self, shared: &Shared) -> Result<()> {
+        let failed = |e: std::io::Error| {
+            Error::fatal(Kind::Prerequisite, "authentication failed").caused_by(e)
+        };
+        let password = shared.options.password.expose_secret().as_bytes();
+        let mut scram = sasl::ScramSha256::new(password, sasl::ChannelBinding::unsupported());
+        let mut out = BytesMut::new();
+        frontend::sasl_initial_response(sasl::SCRAM_SHA_256, scram.message(), &mut out)
+            .map_err(failed)?;
+        self.send(&out).await?;
+        match self.message().await? {
+            Message::AuthenticationSaslContinue(body) => scram.update(body.data()).map_err(failed)?,
+            Message::ErrorResponse(body) => return Err(response_error(&mut body.fields()).1),
+            _ => return Err(broken("unexpected message during authentication")),
+        }
+        out.clear();
+        frontend::sasl_response(scram.message(), &mut out).map_err(failed)?;
+        self.send(&out).await?;
+        match self.message().await? {
+            Message::AuthenticationSaslFinal(body) => scram.finish(body.data()).map_err(failed),
+            Message::ErrorResponse(body) => Err(response_error(&mut body.fields()).1),
+            _ => Err(broken("unexpected message during authentication")),
+        }
+    }
+
+    async fn send(&mut self, bytes: &[u8]) -> Result<()> {
+        self.io.write_all(bytes).await.map_err(io_error)?;
+        self.io.flush().await.map_err(io_error)
+    }
+
+    async fn message(&mut self) -> Result<Message> {
+        loop {
+            if let Some(message) = Message::parse(&mut self.buf).map_err(io_error)? {
+                return Ok(message);
+            }
+            self.buf.reserve(READ_BYTES);
+            if self.io.read_buf(&mut self.buf).await.map_err(io_error)? == 0 {
+                return Err(broken("the server closed the replication connection"));
+            }
+        }
+    }
+
+    /// Starts streaming after `from`; the error's SQLSTATE comes with it.
+    pub async fn start(
+        mut self,
+        slot: &str,
+        publication: &str,
+        from: Lsn,
+    ) -> Result<ReplicationStream, (String, Error)> {
+        let none = |e: Error| (String::new(), e);
+        // The option's value is itself a list of identifiers, each of which may be quoted.
+        let sql = format!(
+            "START_REPLICATION SLOT {} LOGICAL {from} (proto_version '2', streaming 'on', publication_names {})",
+            connect::ident(slot),
+            connect::literal(&connect::ident(publication)),
+        );
+        let mut out = BytesMut::new();
+        frontend::query(&sql, &mut out)
+            .map_err(|e| none(Error::fatal(Kind::Config, "a slot or publication name cannot be sent").caused_by(e)))?;
+        self.send(&out).await.map_err(none)?;
+        loop {
+            // CopyBothResponse is the one message that the parser does not know.
+            if let Some(len) = self.whole_message().map_err(none)? {
+                if self.buf.first() == Some(&b'W') {
+                    let _ = self.buf.split_to(len);
+                    break;
+                }
+            } else {
+                self.buf.reserve(READ_BYTES);
+                if self.io.read_buf(&mut self.buf).await.map_err(|e| none(io_error(e)))? == 0 {
+                    return Err(none(broken("the server closed the replication connection")));
+                }
+                continue;
+            }
+            if let Message::ErrorResponse(body) = self.message().await.map_err(none)? {
+                return Err(response_error(&mut body.fields()));
+            }
+        }
+        let (sender, buffers) = mpsc::channel(QUEUE);
+        let (acknowledged, acks) = watch::channel(from);
+        let pump = Pump { io: self.io, buf: self.buf, acks, asked: false };
+        let pump = tokio::spawn(pump.run(sender));
+        Ok(ReplicationStream { buffers, acknowledged, pump })
+    }
+
+    fn whole_message(&self) -> Result<Option<usize>> {
+        pgoutput::message_len(&self.buf, MAX_MESSAGE).map(|n| n.filter(|n| *n <= self.buf.len()))
+    }
+}
+
+struct Pump {
+    io: Box<dyn Io>,
+    buf: BytesMut,
+    acks: watch::Receiver<Lsn>,
+    /// The server wants a status update now.
+    asked: bool,
+}
+
+impl Pump {
+    async fn run(mut self, sender: mpsc::Sender<Result<Bytes>>) {
+        if let Err(e) = self.stream(&sender).await {
+            // A closed queue means that the tail is gone, and nobody is left to tell.
+            let _ = sender.send(Err(e)).await;
+        }
+    }
+
+    async fn stream(&mut self, sender: &mpsc::Sender<Result<Bytes>>) -> Result<()> {
+        let mut status = tokio::time::interval(STATUS_EVERY);
+        status.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut ready: Option<Bytes> = None;
+        loop {
+            if ready.is_none() {
+                ready = self.whole_messages()?;
+            }
+            if std::mem::take(&mut self.asked) {
+                self.report(false).await?;
+            }
+            tokio::select! {
+                biased;
+                _ = status.tick() => self.report(true).await?,
+                changed = self.acks.changed() => match changed {
+                    Ok(()) => self.report(false).await?,
+                    Err(_) => return Ok(()),
+                },
+                permit = sender.reserve(), if ready.is_some() => match permit {
+                    Ok(permit) => if let Some(buffer) = ready.take() {
+                        permit.send(Ok(buffer));
+                    },
+                    Err(_) => return Ok(()),
+                },
+                read = self.io.read_buf(&mut self.buf), if ready.is_none() => {
+                    if read.map_err(io_error)? == 0 {
+                        return Err(broken("the server closed the replication connection"));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Splits off every whole message that has been read.
+    fn whole_messages(&mut self) -> Result<Option<Bytes>> {
+        let mut at = 0;
+        while let Some(rest) = self.buf.get(at..) {
+            match pgoutput::message_len(rest, MAX_MESSAGE)? {
+                Some(len) if len <= rest.len() => {
+                    let message = rest.get(..len).unwrap_or_default();
+                    self.asked |= pgoutput::wants_reply(message);
+                    if message.first() == Some(&b'E') {
+                        return Err(self.server_error(at));
+                    }
+                    at += len;
+                }
+                Some(len) => {
+                    // The whole of a long message at once, instead of doubling towards it.
+                    self.buf.reserve((at + len).saturating_sub(self.buf.len()).max(READ_BYTES));
+                    break;
+                }
+                None => {
+                    self.buf.reserve(READ_BYTES);
+                    break;
+                }
+            }
+        }
+        Ok((at > 0).then(|| self.buf.split_to(at).freeze()))
+    }
+
+    fn server_error(&mut self, at: usize) -> Error {
+        let mut rest = self.buf.split_off(at);
+        match Message::parse(&mut rest) {
+            Ok(Some(Message::ErrorResponse(body))) => response_error(&mut body.fields()).1,
+            _ => broken("the server ended replication with an error"),
+        }
+    }
+
+    /// A standby status update: the same position written, flushed and applied.
+    async fn report(&mut self, reply: bool) -> Result<()> {
+        let at = self.acks.borrow_and_update().0;
+        let mut out = BytesMut::with_capacity(39);
+        out.put_u8(b'd');
+        out.put_u32(38);
+        out.put_u8(b'r');
+        out.put_u64(at);
+        out.put_u64(at);
+        out.put_u64(at);
+        out.put_i64(pgoutput::now());
+        out.put_u8(u8::from(reply));
+        self.io.write_all(&out).await.map_err(io_error)?;
+        self.io.flush().await.map_err(io_error)
+    }
+}

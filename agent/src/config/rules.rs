@@ -1,0 +1,351 @@
+//! Rules that types cannot say: names, patterns, keys that go together, and keys whose
+//! feature this version does not have.
+//!
+//! A key that is accepted works. Where a feature is still missing, its keys are known
+//! (so that the file's shape is settled) and every value but the default is refused.
+
+use super::document::Problem;
+use super::{Config, SnapshotMode, SourceKind, Tls, units};
+use caudal_model::{Selection, TableName};
+use std::collections::HashSet;
+use std::time::Duration;
+
+const MIB: u64 = 1 << 20;
+
+/// The least `commit.memory`: an epoch, staged transactions, files being encoded and
+/// parts in flight, each of 16 MiB.
+pub const MIN_MEMORY: u64 = 4 * 16 * MIB;
+
+struct Checker<'c> {
+    config: &'c Config,
+    problems: Vec<Problem>,
+}
+
+impl Checker<'_> {
+    fn refuse(&mut self, key: &str, message: impl Into<String>) {
+        self.problems.push(self.config.places.problem(key, message));
+    }
+
+    fn refuse_if(&mut self, wrong: bool, key: &str, message: impl Into<String>) {
+        if wrong {
+            self.refuse(key, message);
+        }
+    }
+}
+
+/// Every broken rule.
+pub(super) fn problems(config: &Config) -> Vec<Problem> {
+    let mut c = Checker {
+        config,
+        problems: Vec::new(),
+    };
+    stream(&mut c);
+    source(&mut c);
+    tables(&mut c);
+    sink(&mut c);
+    amounts(&mut c);
+    http(&mut c);
+    unsupported(&mut c);
+    c.problems
+}
+
+fn is_name(text: &str, max: usize, more: &str) -> bool {
+    !text.is_empty()
+        && text.len() <= max
+        && text
+            .chars()
+            .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_' || more.contains(c))
+}
+
+fn stream(c: &mut Checker<'_>) {
+    let s = &c.config.stream;
+    // The slot `caudal_<name>` has to fit PostgreSQL's 63 bytes.
+    let good = is_name(&s.name, 50, "-") && !s.name.starts_with(['_', '-']);
+    c.refuse_if(
+        !good,
+        "stream.name",
+        format!(
+            "`{}` cannot name a stream; use 1 to 50 of a-z, 0-9, `_` and `-`, and begin with a letter or digit",
+            s.name
+        ),
+    );
+    c.refuse_if(
+        s.state_dir.as_os_str().is_empty(),
+        "stream.state_dir",
+        "must not be empty",
+    );
+}
+
+fn source(c: &mut Checker<'_>) {
+    let s = &c.config.source;
+    let kind = s.kind.label();
+    if s.kind == SourceKind::Sqlserver {
+        c.refuse(
+            "source.kind",
+            "\"sqlserver\" is not supported by this version",
+        );
+        return;
+    }
+    c.refuse_if(s.host.trim().is_empty(), "source.host", "must not be empty");
+    c.refuse_if(s.user.is_empty(), "source.user", "must not be empty");
+    c.refuse_if(
+        s.connect_timeout < Duration::from_millis(100),
+        "source.connect_timeout",
+        "must be 100ms or more",
+    );
+    if s.kind == SourceKind::Postgres {
+        c.refuse_if(
+            s.database.as_deref().unwrap_or("").is_empty(),
+            "source.database",
+            "is required for postgres: database to connect to",
+        );
+        c.refuse_if(
+            s.server_id.is_some(),
+            "source.server_id",
+            "only mysql and mariadb have it; remove it",
+        );
+        match &s.slot {
+            Some(slot) => c.refuse_if(
+                !is_name(slot, 63, ""),
+                "source.slot",
+                format!(
+                    "`{slot}` cannot name a slot; PostgreSQL allows 1 to 63 of a-z, 0-9 and `_`"
+                ),
+            ),
+            None => c.refuse_if(
+                c.config.stream.name.contains('-'),
+                "stream.name",
+                "the slot `caudal_<stream.name>` cannot have a `-` in PostgreSQL; \
+                 use `_` here, or set source.slot",
+            ),
+        }
+        let publication = s.publication.as_deref();
+        c.refuse_if(
+            publication.is_some_and(|p| p.is_empty() || p.len() > 63 || p.contains('\0')),
+            "source.publication",
+            "PostgreSQL allows 1 to 63 bytes",
+        );
+    } else {
+        for (key, set) in [
+            ("source.slot", s.slot.is_some()),
+            ("source.publication", s.publication.is_some()),
+        ] {
+            c.refuse_if(
+                set,
+                key,
+                format!("only postgres has it, not {kind}; remove it"),
+            );
+        }
+    }
+    let verifies = matches!(s.tls, Tls::VerifyCa | Tls::VerifyFull);
+    c.refuse_if(
+        s.ca_file.is_some() && !verifies,
+        "source.ca_file",
+        "is only used with tls = \"verify-ca\" or \"verify-full\"",
+    );
+    match (&s.cert_file, &s.key_file) {
+        (Some(_), None) => c.refuse("source.cert_file", "needs source.key_file too"),
+        (None, Some(_)) => c.refuse("source.key_file", "needs source.cert_file too"),
+        (Some(_), Some(_)) => c.refuse_if(
+            s.tls == Tls::Disable,
+            "source.cert_file",
+            "is not used with tls = \"disable\"",
+        ),
+        (None, None) => {}
+    }
+}
+
+fn tables(c: &mut Checker<'_>) {
+    let t = &c.config.tables;
+    c.refuse_if(
+        t.include.is_empty(),
+        "tables.include",
+        "needs at least one pattern",
+    );
+    for (key, patterns) in [("include", &t.include), ("exclude", &t.exclude)] {
+        for (i, p) in patterns.iter().enumerate() {
+            if let Err(e) = Selection::new(std::slice::from_ref(p), &[]) {
+                c.refuse(&format!("tables.{key}[{i}]"), e);
+            }
+        }
+    }
+    let mut seen = HashSet::new();
+    for (i, o) in t.overrides.iter().enumerate() {
+        let key = |k: &str| format!("tables.override[{i}].{k}");
+        match o.table.parse::<TableName>() {
+            Err(e) => c.refuse(&key("table"), e),
+            Ok(name) if o.table.contains(['*', '?']) => c.refuse(
+                &key("table"),
+                format!("`{name}` is a pattern; an override names one table"),
+            ),
+            Ok(name) => {
+                let carried =
+                    Selection::new(&t.include, &t.exclude).is_ok_and(|s| !s.matches(&name));
+                c.refuse_if(
+                    carried,
+                    &key("table"),
+                    format!("`{name}` is not among the tables of tables.include and exclude"),
+                );
+                let again = !seen.insert(name.clone());
+                c.refuse_if(
+                    again,
+                    &key("table"),
+                    format!("`{name}` has an override already"),
+                );
+            }
+        }
+        c.refuse_if(
+            o.key.as_ref().is_some_and(Vec::is_empty),
+            &key("key"),
+            "needs at least one column; remove it to use the primary key",
+        );
+        let dropped = o
+            .key
+            .iter()
+            .flatten()
+            .find(|k| o.exclude_columns.contains(k));
+        if let Some(column) = dropped {
+            c.refuse(
+                &key("key"),
+                format!("column `{column}` is excluded and cannot be a key"),
+            );
+        }
+        let unsupported = [
+            ("hash_columns", !o.hash_columns.is_empty()),
+            ("as", !o.lake_types.is_empty()),
+            ("filter", o.filter.is_some()),
+        ];
+        for (name, set) in unsupported {
+            c.refuse_if(set, &key(name), "not supported by this version");
+        }
+    }
+}
+
+fn sink(c: &mut Checker<'_>) {
+    let s = &c.config.sink;
+    let url = s.url.as_str();
+    let is_s3 = if let Some(rest) = url.strip_prefix("s3://") {
+        let bucket = rest.split('/').next().unwrap_or("");
+        c.refuse_if(
+            bucket.is_empty(),
+            "sink.url",
+            "names no bucket; write s3://bucket/prefix",
+        );
+        true
+    } else if let Some(path) = url.strip_prefix("file://") {
+        c.refuse_if(
+            !path.starts_with('/'),
+            "sink.url",
+            "needs an absolute path; write file:///path",
+        );
+        false
+    } else {
+        c.refuse(
+            "sink.url",
+            format!("`{url}` is neither s3://bucket/prefix nor file:///path"),
+        );
+        return;
+    };
+    if url.contains(['?', '#']) || url.split('/').any(|part| part == "..") {
+        c.refuse("sink.url", "must not hold `?`, `#` or `..`");
+    }
+    if let Some(endpoint) = &s.endpoint {
+        let host = endpoint
+            .strip_prefix("http://")
+            .or_else(|| endpoint.strip_prefix("https://"));
+        c.refuse_if(
+            !host.is_some_and(|h| !h.is_empty()),
+            "sink.endpoint",
+            "must be a URL, such as \"http://127.0.0.1:9000\"",
+        );
+    }
+    if !is_s3 {
+        for (key, set) in [
+            ("sink.endpoint", s.endpoint.is_some()),
+            ("sink.region", s.region.is_some()),
+            ("sink.path_style", s.path_style.is_some()),
+            ("sink.sse_kms_key_id", s.sse_kms_key_id.is_some()),
+        ] {
+            c.refuse_if(set, key, "only s3:// has it; remove it");
+        }
+    }
+}
+
+fn amounts(c: &mut Checker<'_>) {
+    let commit = &c.config.commit;
+    c.refuse_if(
+        commit.memory < MIN_MEMORY,
+        "commit.memory",
+        format!("must be {} or more", units::print_size(MIN_MEMORY)),
+    );
+    c.refuse_if(
+        commit.max_bytes < MIB,
+        "commit.max_bytes",
+        "must be 1MiB or more",
+    );
+    c.refuse_if(
+        !(Duration::from_millis(100)..=Duration::from_secs(86_400)).contains(&commit.max_delay),
+        "commit.max_delay",
+        "must be from 100ms to 1d",
+    );
+}
+
+fn http(c: &mut Checker<'_>) {
+    let Some(listen) = c.config.http_listen() else {
+        return;
+    };
+    let port = listen.rsplit_once(':').filter(|(host, _)| !host.is_empty());
+    c.refuse_if(
+        !port.is_some_and(|(_, port)| port.parse::<u16>().is_ok()),
+        "http.listen",
+        format!("`{listen}` is not an address and port, such as \"127.0.0.1:9464\", or \"off\""),
+    );
+}
+
+/// Keys of features that are still to come. When one arrives, its line goes.
+fn unsupported(c: &mut Checker<'_>) {
+    let f = c.config;
+    let changed = [
+        ("tables.hash_salt", f.tables.hash_salt.is_some()),
+        ("snapshot.mode", f.snapshot.mode != SnapshotMode::Initial),
+        (
+            "snapshot.max_source_rows_per_second",
+            f.snapshot.max_source_rows_per_second != 0,
+        ),
+        (
+            "sink.retain_changes",
+            f.sink.retain_changes != super::thirty_days(),
+        ),
+        ("merge.every", f.merge.every != Duration::ZERO),
+        ("merge.deletes", f.merge.deletes != Default::default()),
+        ("merge.catalog", f.merge.catalog != Default::default()),
+        (
+            "schema_change.policy",
+            f.schema_change.policy != Default::default(),
+        ),
+        (
+            "checkpoints.replay_window",
+            f.checkpoints.replay_window != Duration::ZERO,
+        ),
+        (
+            "checkpoints.keep",
+            f.checkpoints.keep != super::thirty_days(),
+        ),
+        (
+            "limits.value_bytes",
+            f.limits.value_bytes != super::LimitsSection::default().value_bytes,
+        ),
+    ];
+    for (key, changed) in changed {
+        if !changed {
+            continue;
+        }
+        let section_key = key.split_once('.').unwrap_or(("", key));
+        let default = super::shape::default_of(section_key.0, section_key.1);
+        let allowed = default.map_or_else(
+            || "remove it".to_owned(),
+            |d| format!("the only value is the default, {d}"),
+        );
+        c.refuse(key, format!("not supported by this version; {allowed}"));
+    }
+}

@@ -1,0 +1,583 @@
+//! The initial copy: tables cut into chunks, read by parallel workers.
+//!
+//! Why it is correct. A table's base `_seq` is fixed before its first chunk, and
+//! every later change of a row has a greater one and wins (INV-4). A chunk is read
+//! only when everything that the tail delivered up to the base is visible to it
+//! (INV-5); what happens after the base is delivered by the tail again. So chunks
+//! need no lock and no common moment. A table without a key is one chunk of one
+//! exact read, and the tail leaves out what that read saw (INV-6).
+//!
+//! A chunk becomes part of the lake whole or not at all: its rows are uploaded
+//! while it is read, and named by a commit only when it is complete. So a row is
+//! never in the lake twice with the same `_seq`.
+
+use crate::crash::{self, CrashPoints};
+use crate::staging::Staging;
+use crate::status::StatusBoard;
+use caudal_model::{
+    ChangeBuffer, Chunk, Class, Error, Op, Position, Result, TableName, TableProgress,
+    TableSchema, TransactionMeta,
+};
+use caudal_sinks::{FileEntry, FileWriter};
+use caudal_sources::{ChunkEvent, ChunkReader, Source};
+use std::collections::VecDeque;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+use tokio::time::Instant;
+use tokio::sync::{Mutex, OnceCell, mpsc, oneshot};
+
+/// What workers tell the pipeline.
+pub enum Message {
+    /// These chunks' rows are uploaded in these files.
+    Chunks {
+        /// The table.
+        table: TableName,
+        /// Complete chunks.
+        chunks: Vec<Chunk>,
+        /// Their files.
+        files: Vec<FileEntry>,
+        /// Chunks planned so far.
+        planned: u32,
+    },
+    /// Every chunk of the table has been reported.
+    Done {
+        /// The table.
+        table: TableName,
+        /// A position read after the last chunk.
+        live_at: Position,
+    },
+    /// A table without a key is next: open its exact read while the tail stands still.
+    OpenExact {
+        /// The table.
+        table: TableName,
+        /// The connection that will read it.
+        reader: Box<dyn ChunkReader>,
+        /// The connection, and the base of the copy.
+        reply: oneshot::Sender<Result<(Box<dyn ChunkReader>, Base)>>,
+    },
+    /// The table cannot be copied.
+    TableFailed {
+        /// The table.
+        table: TableName,
+        /// Why.
+        error: Error,
+    },
+    /// The attempt cannot go on.
+    Failed(Error),
+}
+
+/// What a copy's rows are numbered with.
+#[derive(Debug, Clone)]
+pub struct Base {
+    /// The `_seq` that they share.
+    pub seq: i64,
+    /// The tail's position when it was fixed.
+    pub position: Position,
+}
+
+#[derive(Debug, Default)]
+struct Planner {
+    /// Ranges between finished chunks that a crash left unread.
+    gaps: VecDeque<Chunk>,
+    /// The chunk planned last.
+    cursor: Option<Chunk>,
+    /// Nothing lies after the cursor.
+    exhausted: bool,
+    in_flight: u32,
+    planned: u32,
+    /// `Done` was sent, or the table failed.
+    over: bool,
+}
+
+/// One table being copied.
+#[derive(Debug)]
+pub struct Copy {
+    /// The version that its rows get.
+    pub schema: Arc<TableSchema>,
+    /// Fixed at once for a table with a key, at its exact read for one without.
+    base: OnceLock<Base>,
+    visible: OnceCell<()>,
+    planner: Mutex<Planner>,
+}
+
+impl Copy {
+    /// A copy with a key, from what earlier runs have finished.
+    pub fn keyed(schema: Arc<TableSchema>, base: Base, progress: &TableProgress) -> Self {
+        let planner = Planner::resume(&progress.chunks);
+        Copy {
+            schema,
+            base: OnceLock::from(base),
+            visible: OnceCell::new(),
+            planner: Mutex::new(planner),
+        }
+    }
+
+    /// A copy without a key; it always begins anew.
+    pub fn exact(schema: Arc<TableSchema>) -> Self {
+        Copy {
+            schema,
+            base: OnceLock::new(),
+            visible: OnceCell::new(),
+            planner: Mutex::new(Planner::default()),
+        }
+    }
+}
+
+impl Planner {
+    /// Finds what lies between, before and after finished chunks, by their numbers:
+    /// chunks are numbered in the order of their ranges, and a chunk's upper bound
+    /// is its successor's lower one.
+    fn resume(finished: &[Chunk]) -> Planner {
+        let mut chunks: Vec<&Chunk> = finished.iter().collect();
+        chunks.sort_by_key(|c| c.id);
+        let mut gaps = VecDeque::new();
+        let mut before: Option<&Chunk> = None;
+        for c in &chunks {
+            let (id, through) = before.map_or((1, None), |b| (b.id + 1, b.through.clone()));
+            if through != c.after {
+                gaps.push_back(Chunk { id, after: through, through: c.after.clone() });
+            }
+            before = Some(c);
+        }
+        Planner {
+            planned: chunks.last().map_or(0, |c| c.id),
+            exhausted: chunks.last().is_some_and(|c| c.through.is_none()),
+            cursor: chunks.last().map(|c| (*c).clone()),
+            gaps,
+            ..Planner::default()
+        }
+    }
+}
+
+/// A limit on rows read from the source, shared by the workers.
+#[derive(Debug)]
+pub struct Limiter {
+    rows_per_second: u64,
+    free_at: Mutex<Instant>,
+}
+
+impl Limiter {
+    /// 0 means no limit.
+    pub fn new(rows_per_second: u64) -> Self {
+        Limiter { rows_per_second, free_at: Mutex::new(Instant::now()) }
+    }
+
+    async fn spend(&self, rows: u64) {
+        if self.rows_per_second == 0 {
+            return;
+        }
+        let wait = {
+            let mut free_at = self.free_at.lock().await;
+            let start = (*free_at).max(Instant::now());
+            *free_at = start + Duration::from_secs_f64(rows as f64 / self.rows_per_second as f64);
+            start.saturating_duration_since(Instant::now())
+        };
+        tokio::time::sleep(wait).await;
+    }
+}
+
+/// What every worker shares.
+pub struct Workers {
+    /// The database.
+    pub source: Arc<dyn Source>,
+    /// Names of files.
+    pub staging: Arc<Staging>,
+    /// The tables to copy, in the order in which they are begun.
+    pub copies: Vec<Arc<Copy>>,
+    /// Bytes that a worker gathers before it hands rows to the encoder.
+    pub buffer_bytes: usize,
+    /// A worker's file is finished at this size (bytes in memory)…
+    pub file_bytes: usize,
+    /// …or after this time.
+    pub file_age: Duration,
+    /// The limit on rows.
+    pub limiter: Limiter,
+    /// For the progress display.
+    pub board: StatusBoard,
+    /// Where crashes are simulated.
+    pub crash: CrashPoints,
+    /// To the pipeline.
+    pub messages: mpsc::Sender<Message>,
+}
+
+struct Job {
+    copy: Arc<Copy>,
+    chunk: Chunk,
+}
+
+/// A file under construction, with the chunks that it will complete.
+struct OpenFile {
+    copy: Arc<Copy>,
+    writer: Option<FileWriter>,
+    bytes: usize,
+    files: Vec<FileEntry>,
+    chunks: Vec<Chunk>,
+    since: Instant,
+}
+
+impl Workers {
+    /// One worker; returns when no table has work left, or the pipeline is gone.
+    pub async fn work(self: Arc<Self>) {
+        if let Err(e) = self.work_until_done().await {
+            // The pipeline may be gone already; then nobody wants to know.
+            let _ = self.messages.send(Message::Failed(e.context("snapshot"))).await;
+        }
+    }
+
+    async fn work_until_done(&self) -> Result<()> {
+        let mut reader: Option<Box<dyn ChunkReader>> = None;
+        let mut file: Option<OpenFile> = None;
+        let mut failures = 0;
+        loop {
+            match self.step(&mut reader, &mut file).await {
+                Ok(true) => failures = 0,
+                Ok(false) => return Ok(()),
+                Err(Stop::Retry(e)) if failures < 5 => {
+                    failures += 1;
+                    tracing::warn!(error = %e, attempt = failures, "a snapshot read failed; it is tried again");
+                    reader = None;
+                    let pause = 100 * (1 << failures) + rand_jitter(failures);
+                    tokio::time::sleep(Duration::from_millis(pause)).await;
+                }
+                Err(Stop::Retry(e) | Stop::Fail(e)) => return Err(e),
+                Err(Stop::Gone) => return Ok(()),
+            }
+        }
+    }
+
+    /// Reads one chunk; `false` when there is none left.
+    async fn step(
+        &self,
+        reader: &mut Option<Box<dyn ChunkReader>>,
+        file: &mut Option<OpenFile>,
+    ) -> Result<bool, Stop> {
+        if reader.is_none() {
+            *reader = Some(self.source.open_reader().await?);
+        }
+        let Some(job) = self.next_job(reader).await? else {
+            if let Some(f) = file.take() {
+                self.report(f).await?;
+            }
+            // Another worker's chunk may yet come back as a gap.
+            return Ok(self.wait_for_others().await);
+        };
+        if file.as_ref().is_some_and(|f| !Arc::ptr_eq(&f.copy, &job.copy))
+            && let Some(f) = file.take()
+        {
+            self.report(f).await?;
+        }
+        let open = file.get_or_insert_with(|| OpenFile {
+            copy: job.copy.clone(),
+            writer: None,
+            bytes: 0,
+            files: Vec::new(),
+            chunks: Vec::new(),
+            since: Instant::now(),
+        });
+        if let Err(stop) = self.read_chunk(reader, &job, open).await {
+            // Rows of the unfinished chunk may be in the file, so the file goes,
+            // and the chunks that it held are read again.
+            if let Some(mut f) = file.take() {
+                f.chunks.push(job.chunk);
+                self.give_back(f).await;
+            }
+            return match stop {
+                Stop::Retry(e) if e.class() == Class::Data => {
+                    self.fail_table(&job.copy, e).await?;
+                    Ok(true)
+                }
+                // The exact read ended with its connection: only a new copy is exact again.
+                Stop::Retry(e) if !job.copy.schema.has_key() => Err(Stop::Fail(e)),
+                other => Err(other),
+            };
+        }
+        if let Some(open) = file.as_mut() {
+            open.chunks.push(job.chunk);
+            let full = open.bytes >= self.file_bytes || open.since.elapsed() >= self.file_age;
+            let last = self.nothing_left(&open.copy).await;
+            if (full || last || !open.copy.schema.has_key())
+                && let Some(f) = file.take()
+            {
+                self.report(f).await?;
+            }
+        }
+        Ok(true)
+    }
+
+    /// The next chunk of the first table that has one, planned if need be.
+    async fn next_job(&self, reader: &mut Option<Box<dyn ChunkReader>>) -> Result<Option<Job>, Stop> {
+        for copy in &self.copies {
+            let mut p = copy.planner.lock().await;
+            if p.over {
+                continue;
+            }
+            let mut chunk = p.gaps.pop_front();
+            if chunk.is_none() && !p.exhausted {
+                if let Err(stop) = self.begin_copy(copy, reader).await {
+                    if let Stop::Retry(e) = stop {
+                        if e.class() != Class::Data {
+                            return Err(Stop::Retry(e));
+                        }
+                        p.over = true;
+                        self.send(Message::TableFailed { table: copy.schema.table.clone(), error: e })
+                            .await?;
+                        continue;
+                    }
+                    return Err(stop);
+                }
+                let Some(r) = reader.as_mut() else { return Err(Stop::Gone) };
+                match r.plan(&copy.schema, p.cursor.as_ref()).await {
+                    Ok(Some(c)) => {
+                        p.exhausted = c.through.is_none();
+                        p.planned = p.planned.max(c.id);
+                        p.cursor = Some(c.clone());
+                        chunk = Some(c);
+                    }
+                    Ok(None) => p.exhausted = true,
+                    Err(e) if e.class() == Class::Data => {
+                        p.over = true;
+                        self.send(Message::TableFailed { table: copy.schema.table.clone(), error: e })
+                            .await?;
+                        continue;
+                    }
+                    Err(e) => return Err(Stop::from(e)),
+                }
+            }
+            if let Some(chunk) = chunk {
+                p.in_flight += 1;
+                drop(p);
+                // A gap's copy began in an earlier run; its base is as visible as any.
+                self.begin_copy(copy, reader).await?;
+                return Ok(Some(Job { copy: copy.clone(), chunk }));
+            }
+            self.finish_copy(copy, &mut p).await?;
+        }
+        Ok(None)
+    }
+
+    /// Fixes the base of a table without a key, and waits until a base is visible.
+    async fn begin_copy(
+        &self,
+        copy: &Arc<Copy>,
+        reader: &mut Option<Box<dyn ChunkReader>>,
+    ) -> Result<(), Stop> {
+        if copy.base.get().is_none() {
+            loop {
+                let taken = match reader.take() {
+                    Some(r) => r,
+                    None => self.source.open_reader().await?,
+                };
+                let (reply, answer) = oneshot::channel();
+                let table = copy.schema.table.clone();
+                self.send(Message::OpenExact { table, reader: taken, reply }).await?;
+                match answer.await.map_err(|_| Stop::Gone)? {
+                    Ok((r, base)) => {
+                        *reader = Some(r);
+                        // Only the worker that holds the planner's lock comes here.
+                        let _ = copy.base.set(base);
+                        return Ok(());
+                    }
+                    Err(e) if e.class() == Class::Retryable => {
+                        tracing::warn!(table = %copy.schema.table, error = %e, "no exact read yet; it is tried again");
+                        tokio::time::sleep(Duration::from_millis(500)).await;
+                    }
+                    Err(e) => return Err(Stop::from(e)),
+                }
+            }
+        }
+        let (Some(base), Some(r)) = (copy.base.get(), reader.as_mut()) else { return Err(Stop::Gone) };
+        if copy.schema.has_key() {
+            copy.visible
+                .get_or_try_init(|| r.await_visible(&copy.schema.table, &base.position))
+                .await?;
+        }
+        Ok(())
+    }
+
+    async fn read_chunk(
+        &self,
+        reader: &mut Option<Box<dyn ChunkReader>>,
+        job: &Job,
+        file: &mut OpenFile,
+    ) -> Result<(), Stop> {
+        let (Some(r), Some(base)) = (reader.as_mut(), job.copy.base.get()) else {
+            return Err(Stop::Gone);
+        };
+        r.start(&job.copy.schema, &job.chunk).await?;
+        let mut buffer = ChangeBuffer::for_snapshot(base.seq, self.buffer_bytes);
+        buffer.begin(TransactionMeta {
+            committed_at_us: now_us(),
+            position: base.position.as_str().into(),
+        });
+        loop {
+            let event = r.next(&mut buffer).await?;
+            for batch in buffer.take()? {
+                let rows = batch.rows.num_rows() as u64;
+                if file.writer.is_none() {
+                    file.writer = Some(self.staging.begin(&job.copy.schema).await?);
+                }
+                if let Some(w) = file.writer.as_mut() {
+                    file.bytes += batch.bytes();
+                    w.write(batch).await?;
+                }
+                self.board.add_copied_rows(&job.copy.schema.table, rows);
+                self.crash.reach(crash::CHUNK_STAGED)?;
+                self.limiter.spend(rows).await;
+            }
+            match event {
+                ChunkEvent::Done => return Ok(()),
+                ChunkEvent::Full if file.bytes >= self.file_bytes => {
+                    // One chunk larger than a file: it becomes several, named together.
+                    if let Some(w) = file.writer.take() {
+                        file.files.push(w.finish().await?);
+                        file.bytes = 0;
+                    }
+                }
+                ChunkEvent::Full => {}
+            }
+        }
+    }
+
+    /// Finishes the file and hands its chunks over.
+    async fn report(&self, mut f: OpenFile) -> Result<(), Stop> {
+        if let Some(w) = f.writer.take() {
+            match w.finish().await {
+                Ok(entry) => f.files.push(entry),
+                Err(e) => {
+                    self.give_back(f).await;
+                    return Err(Stop::from(e));
+                }
+            }
+        }
+        self.crash.reach(crash::CHUNK_UPLOADED)?;
+        let mut p = f.copy.planner.lock().await;
+        let table = f.copy.schema.table.clone();
+        let count = f.chunks.len() as u32;
+        let message = Message::Chunks { table, chunks: f.chunks, files: f.files, planned: p.planned };
+        self.send(message).await?;
+        p.in_flight = p.in_flight.saturating_sub(count);
+        self.finish_copy(&f.copy, &mut p).await
+    }
+
+    /// Says `Done` once, when no chunk is left or under way.
+    async fn finish_copy(&self, copy: &Copy, p: &mut Planner) -> Result<(), Stop> {
+        if p.over || !p.exhausted || !p.gaps.is_empty() || p.in_flight > 0 {
+            return Ok(());
+        }
+        let live_at = self.source.current_position().await?;
+        p.over = true;
+        self.send(Message::Done { table: copy.schema.table.clone(), live_at }).await
+    }
+
+    /// Puts a lost file's chunks back.
+    async fn give_back(&self, f: OpenFile) {
+        if let Some(w) = f.writer {
+            w.abort().await;
+        }
+        let mut p = f.copy.planner.lock().await;
+        for chunk in f.chunks {
+            p.in_flight = p.in_flight.saturating_sub(1);
+            p.gaps.push_back(chunk);
+        }
+    }
+
+    async fn fail_table(&self, copy: &Copy, error: Error) -> Result<(), Stop> {
+        copy.planner.lock().await.over = true;
+        self.send(Message::TableFailed { table: copy.schema.table.clone(), error }).await
+    }
+
+    async fn nothing_left(&self, copy: &Copy) -> bool {
+        let p = copy.planner.lock().await;
+        p.exhausted && p.gaps.is_empty()
+    }
+
+    /// Whether a table is not over yet; waits a little, for its last chunks may come back.
+    async fn wait_for_others(&self) -> bool {
+        for copy in &self.copies {
+            if !copy.planner.lock().await.over {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                return true;
+            }
+        }
+        false
+    }
+
+    async fn send(&self, message: Message) -> Result<(), Stop> {
+        self.messages.send(message).await.map_err(|_| Stop::Gone)
+    }
+}
+
+/// Why a worker stops what it does.
+enum Stop {
+    /// The source or one chunk failed; a data error fails its table, another is tried again.
+    Retry(Error),
+    /// The attempt is over.
+    Fail(Error),
+    /// The pipeline is gone.
+    Gone,
+}
+
+impl From<Error> for Stop {
+    fn from(e: Error) -> Self {
+        match e.class() {
+            Class::Fatal => Stop::Fail(e),
+            _ => Stop::Retry(e),
+        }
+    }
+}
+
+/// Now, in microseconds since 1970 UTC.
+pub fn now_us() -> i64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since.map_or(0, |d| d.as_micros() as i64)
+}
+
+fn rand_jitter(seed: u32) -> u64 {
+    // The clock's low digits differ between workers, which is all that is needed.
+    (now_us() as u64 ^ u64::from(seed)) % 100
+}
+
+/// Appends the `t` row that begins a second copy, and returns the copy's base `_seq`.
+///
+/// The first copy of a table has nothing to empty: it only takes a number.
+pub fn begin_copy(
+    buffer: &mut ChangeBuffer,
+    schema: &Arc<TableSchema>,
+    copy: u32,
+    position: &Position,
+) -> i64 {
+    if copy <= 1 {
+        return buffer.reserve(1);
+    }
+    let slot = buffer.slot(schema);
+    buffer.begin(TransactionMeta { committed_at_us: now_us(), position: position.as_str().into() });
+    buffer.row(slot, Op::Truncate).finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn chunk(id: u32, after: Option<&str>, through: Option<&str>) -> Chunk {
+        let bound = |b: Option<&str>| b.map(|b| vec![b.to_owned()]);
+        Chunk { id, after: bound(after), through: bound(through) }
+    }
+
+    #[test]
+    fn a_resumed_copy_reads_the_gaps_and_goes_on_after_the_last_chunk() {
+        let p = Planner::resume(&[
+            chunk(5, Some("50"), Some("60")),
+            chunk(2, Some("20"), Some("30")),
+        ]);
+        assert_eq!(
+            p.gaps,
+            [chunk(1, None, Some("20")), chunk(3, Some("30"), Some("50"))]
+        );
+        assert_eq!((p.planned, p.exhausted), (5, false));
+        assert_eq!(p.cursor, Some(chunk(5, Some("50"), Some("60"))));
+        let p = Planner::resume(&[chunk(1, None, None)]);
+        assert!(p.gaps.is_empty() && p.exhausted);
+        let p = Planner::resume(&[]);
+        assert!(p.gaps.is_empty() && !p.exhausted && p.cursor.is_none());
+    }
+}

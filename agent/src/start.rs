@@ -1,0 +1,96 @@
+//! From a config to a running stream: the only file that names concrete sources and sinks.
+
+use crate::config::{self, Config, SourceKind};
+use crate::crash::CrashPoints;
+use crate::staging::FileSettings;
+use crate::status::StatusBoard;
+use crate::supervise::{self, Goal, Outcome, Parts, Settings, SnapshotMode};
+use caudal_checkpoints::RocksStore;
+use caudal_model::{Error, Kind, Result};
+use caudal_sinks::{CommitLog, Compression, FileOptions, Store};
+use caudal_sources::Source;
+use caudal_sources::mysql::{Flavor, MysqlSource};
+use caudal_sources::postgres::PostgresSource;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio_util::sync::CancellationToken;
+
+/// The configured source.
+pub fn source(config: &Config) -> Result<Arc<dyn Source>> {
+    let options = config.source_options()?;
+    Ok(match config.source.kind {
+        SourceKind::Postgres => Arc::new(PostgresSource::new(options)?),
+        SourceKind::Mysql => Arc::new(MysqlSource::new(options, Flavor::Mysql)?),
+        SourceKind::Mariadb => Arc::new(MysqlSource::new(options, Flavor::Mariadb)?),
+        SourceKind::Sqlserver => {
+            return Err(Error::fatal(
+                Kind::Config,
+                "source.kind = \"sqlserver\" is not supported by this version",
+            ));
+        }
+    })
+}
+
+/// The configured store.
+pub async fn store(config: &Config) -> Result<Arc<dyn Store>> {
+    caudal_sinks::open(&config.sink.url, &config.store_options()).await
+}
+
+/// The configured stream's commit log in `store`.
+pub fn log(config: &Config, store: &Arc<dyn Store>) -> CommitLog {
+    CommitLog::new(store.clone(), &config.stream.name)
+}
+
+fn settings(config: &Config) -> Settings {
+    let mut options = FileOptions::new(&config.stream.name);
+    options.compression = match config.sink.compression {
+        config::Compression::Zstd => Compression::Zstd,
+        config::Compression::Snappy => Compression::Snappy,
+        config::Compression::None => Compression::None,
+    };
+    let bytes = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
+    let workers = (config.snapshot.workers as usize).max(1);
+    let memory = bytes(config.commit.memory);
+    Settings {
+        mode: match config.snapshot.mode {
+            config::SnapshotMode::Initial => SnapshotMode::Initial,
+            config::SnapshotMode::Never => SnapshotMode::Never,
+            config::SnapshotMode::Only => SnapshotMode::Only,
+        },
+        workers,
+        max_source_rows_per_second: config.snapshot.max_source_rows_per_second,
+        max_delay: config.commit.max_delay,
+        max_bytes: bytes(config.commit.max_bytes),
+        buffer_bytes: (memory / 16).clamp(1 << 20, 32 << 20),
+        worker_buffer_bytes: (memory / (16 * workers)).clamp(1 << 20, 16 << 20),
+        tick: Duration::from_millis(50),
+        file_bytes: bytes(config.commit.max_bytes),
+        idle_commit: Duration::from_secs(60),
+        lag_every: Duration::from_secs(5),
+        first_pause: Duration::from_millis(500),
+        files: FileSettings { options, hourly: config.sink.partition == config::Partition::Hour },
+    }
+}
+
+/// Runs the configured stream until its goal is reached, somebody asks it to stop, or it fails.
+pub async fn run(
+    config: &Config,
+    goal: &Goal,
+    board: StatusBoard,
+    shutdown: CancellationToken,
+) -> Result<Outcome> {
+    // First of all, because it is what keeps a second agent off this state directory.
+    let opened = RocksStore::open(&config.stream.state_dir, &config.stream.name)?;
+    let source = source(config)?;
+    let store = store(config).await?;
+    let parts = Parts {
+        log: Arc::new(log(config, &store)),
+        source,
+        store,
+        checkpoints: Box::new(opened.store),
+        settings: settings(config),
+        board,
+        crash: CrashPoints::from_env(),
+    };
+    supervise::run(parts, goal, &shutdown).await
+}

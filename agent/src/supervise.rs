@@ -1,0 +1,515 @@
+//! Runs attempts until the work is done: what an error means is decided here.
+//!
+//! | class | what happens |
+//! |---|---|
+//! | retryable | back off with jitter, recover from the lake's head, try again |
+//! | data | never comes here: the pipeline makes the table `errored` |
+//! | fatal | the run ends with the error |
+//!
+//! The process takes the stream over once, by a fence; later attempts of the same
+//! process go on under the same generation, for nobody else can have written
+//! without a fence of their own, which the next commit finds (INV-8).
+
+use crate::crash::{self, CrashPoints};
+use crate::metrics;
+use crate::pipeline::{Pipeline, Recovered};
+use crate::recover::{self, Resume};
+use crate::staging::{FileSettings, Staging};
+use crate::status::{StatusBoard, StreamState};
+use backon::{BackoffBuilder, ExponentialBuilder};
+use caudal_checkpoints::CheckpointStore;
+use caudal_model::{
+    Checkpoint, Class, Error, Kind, Position, Result, Severity, StreamPoint, TableName, TableSchema,
+    TableState,
+};
+use caudal_sinks::{CommitLog, FileId, Layout, LogEntry, Store};
+use caudal_sources::{DiscoveredTable, Source};
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+/// How long a stop may take to finish the open commit; less than the ten seconds
+/// that a service manager is promised.
+const STOP_WITHIN: Duration = Duration::from_secs(8);
+
+/// When the initial copy is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SnapshotMode {
+    /// Tables that the lake does not hold are copied.
+    Initial,
+    /// No table is copied; its changes are carried from the moment it joins.
+    Never,
+    /// The run ends when every table is copied.
+    Only,
+}
+
+/// What a run needs to know besides its parts.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// When the initial copy is made.
+    pub mode: SnapshotMode,
+    /// Parallel readers of chunks.
+    pub workers: usize,
+    /// A limit on rows read by the copy; 0 is none.
+    pub max_source_rows_per_second: u64,
+    /// A commit closes after this time…
+    pub max_delay: Duration,
+    /// …or at this size (bytes in memory).
+    pub max_bytes: usize,
+    /// Bytes that the log's rows may take before they go to an encoder.
+    pub buffer_bytes: usize,
+    /// The same for each reader of chunks.
+    pub worker_buffer_bytes: usize,
+    /// Files are finished at this size (bytes in memory).
+    pub file_bytes: usize,
+    /// A position without changes is committed this often.
+    pub idle_commit: Duration,
+    /// How often the source is asked how far it has got.
+    pub lag_every: Duration,
+    /// The first pause after a retryable error; it doubles up to a minute.
+    pub first_pause: Duration,
+    /// How often time limits are looked at.
+    pub tick: Duration,
+    /// How files are written.
+    pub files: FileSettings,
+}
+
+/// What a stream is made of.
+pub struct Parts {
+    /// The database.
+    pub source: Arc<dyn Source>,
+    /// What the lake lies in.
+    pub store: Arc<dyn Store>,
+    /// The lake's commits.
+    pub log: Arc<CommitLog>,
+    /// The local cache.
+    pub checkpoints: Box<dyn CheckpointStore>,
+    /// How to run.
+    pub settings: Settings,
+    /// What the world sees.
+    pub board: StatusBoard,
+    /// Where crashes are simulated.
+    pub crash: CrashPoints,
+}
+
+impl Parts {
+    /// The selected tables.
+    pub async fn discover(&self) -> Result<Vec<DiscoveredTable>> {
+        self.source.discover().await
+    }
+}
+
+/// When to end by oneself.
+#[derive(Debug, Clone, Default)]
+pub struct Until {
+    /// Once the lake covers what the source had committed when the run began.
+    pub caught_up: Option<Position>,
+    /// Once every table is copied.
+    pub copied: bool,
+    /// At this moment in any case.
+    pub deadline: Option<Instant>,
+}
+
+impl Until {
+    /// Whether a tail at `position` has come far enough, all tables being settled.
+    pub fn reached_at(&self, source: &dyn Source, position: &Position) -> Result<bool> {
+        match &self.caught_up {
+            Some(target) => source.covers(position, target),
+            None => Ok(self.copied),
+        }
+    }
+
+    /// Whether the deadline has passed.
+    pub fn deadline_passed(&self) -> bool {
+        self.deadline.is_some_and(|d| Instant::now() >= d)
+    }
+}
+
+/// Why a run ended without an error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// The lake holds what it should.
+    CaughtUp,
+    /// Somebody asked.
+    Stopped,
+    /// The deadline passed first.
+    DeadlinePassed,
+}
+
+/// What a run is asked for.
+#[derive(Debug, Clone, Default)]
+pub struct Goal {
+    /// End once everything that was committed at the start is in the lake.
+    pub until_caught_up: bool,
+    /// End after this time in any case.
+    pub deadline: Option<Duration>,
+}
+
+/// What a run leaves behind.
+#[derive(Debug, Clone)]
+pub struct Outcome {
+    /// Why it ended.
+    pub ending: Ending,
+    /// The last commit.
+    pub epoch: u64,
+    /// How far the lake reaches.
+    pub position: Position,
+    /// Tables that are `errored`.
+    pub errored: Vec<TableName>,
+}
+
+/// Runs a stream.
+pub async fn run(mut parts: Parts, goal: &Goal, shutdown: &CancellationToken) -> Result<Outcome> {
+    let mut run = Run {
+        until: Until {
+            caught_up: None,
+            copied: parts.settings.mode == SnapshotMode::Only,
+            deadline: goal.deadline.map(|d| Instant::now() + d),
+        },
+        until_caught_up: goal.until_caught_up,
+        staging: None,
+        cleaning: None,
+    };
+    let builder = ExponentialBuilder::default()
+        .with_min_delay(parts.settings.first_pause)
+        .with_max_delay(Duration::from_secs(60))
+        .with_jitter()
+        .without_max_times();
+    let mut pauses = builder.build();
+    loop {
+        let began = Instant::now();
+        let error = match run.attempt_or_stop(&mut parts, shutdown).await {
+            Ok(ending) => {
+                run.finish_cleaning().await;
+                return run.outcome(&parts, ending);
+            }
+            Err(e) => e,
+        };
+        metrics::error(&error);
+        if error.class() != Class::Retryable {
+            parts.board.set_state(StreamState::Failed);
+            return Err(error);
+        }
+        if began.elapsed() > Duration::from_secs(60) {
+            pauses = builder.build();
+        }
+        let pause = pauses.next().unwrap_or(Duration::from_secs(60));
+        tracing::warn!(%error, hint = error.hint_text(), ?pause, "trying again");
+        parts.board.set_state(StreamState::Starting);
+        let deadline = run.until.deadline;
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = shutdown.cancelled() => return run.outcome(&parts, Ending::Stopped),
+            () = sleep_until(deadline) => {
+                return Err(Error::fatal(Kind::Deadline, "the deadline passed before the stream was caught up")
+                    .caused_by(error));
+            }
+        }
+    }
+}
+
+async fn sleep_until(deadline: Option<Instant>) {
+    match deadline {
+        Some(d) => tokio::time::sleep_until(d).await,
+        None => std::future::pending().await,
+    }
+}
+
+struct Run {
+    until: Until,
+    until_caught_up: bool,
+    /// Set once the process has its generation.
+    staging: Option<(Arc<Staging>, u64)>,
+    cleaning: Option<tokio::task::JoinHandle<()>>,
+}
+
+impl Run {
+    async fn attempt_or_stop(
+        &mut self,
+        parts: &mut Parts,
+        shutdown: &CancellationToken,
+    ) -> Result<Ending> {
+        let deadline = self.until.deadline;
+        let patience = async {
+            tokio::select! {
+                () = shutdown.cancelled() => {}
+                () = sleep_until(deadline) => {}
+            }
+            tokio::time::sleep(STOP_WITHIN).await;
+        };
+        tokio::select! {
+            ending = self.attempt(parts, shutdown) => ending,
+            // Dropping an attempt drops its open epoch; nothing of it was committed.
+            () = patience => Ok(if shutdown.is_cancelled() { Ending::Stopped } else { Ending::DeadlinePassed }),
+        }
+    }
+
+    async fn attempt(&mut self, parts: &mut Parts, shutdown: &CancellationToken) -> Result<Ending> {
+        // Asked first, so that "when the command started" is true of it.
+        if self.until_caught_up && self.until.caught_up.is_none() {
+            self.until.caught_up = Some(parts.source.current_position().await?);
+        }
+        let (state, head) = recover_state(parts).await?;
+        let (state, staging, generation) = match &self.staging {
+            Some((staging, generation)) => {
+                self.refuse_foreign(&head, *generation)?;
+                self.delete_own_garbage(parts, staging, &head).await;
+                (state.ok_or_else(|| lost_log(&parts.log))?, staging.clone(), *generation)
+            }
+            None => self.take_over(parts, state, head).await?,
+        };
+        let recovered = load_schemas(parts, state).await?;
+        Pipeline::new(parts, staging, generation, recovered).run(&self.until, shutdown).await
+    }
+
+    /// Takes a new generation, and has what older ones left behind removed.
+    async fn take_over(
+        &mut self,
+        parts: &mut Parts,
+        state: Option<Checkpoint>,
+        head: Option<LogEntry>,
+    ) -> Result<(Checkpoint, Arc<Staging>, u64)> {
+        let found = parts.discover().await?;
+        let known = state.as_ref().map(|s| s.tables.as_slice()).unwrap_or_default();
+        refuse_problems(found.iter().filter(|t| !known.iter().any(|k| k.table == t.table)))?;
+        let state = match state {
+            Some(state) => state,
+            None => {
+                if found.is_empty() {
+                    return Err(Error::fatal(Kind::Prerequisite, "no table of the source is selected")
+                        .hint("`tables.include` takes `schema.table` patterns; `caudal tables` lists what matches"));
+                }
+                let names: Vec<TableName> = found.iter().map(|t| t.table.clone()).collect();
+                let position = parts.source.prepare(&names).await?;
+                recover::genesis(StreamPoint { position, seq: 0 })
+            }
+        };
+        let mut state = state;
+        let through = state.through.clone();
+        // An earlier owner may go on committing until our fence stands.
+        let fence = parts
+            .log
+            .fence(head.as_ref(), through, |newer| {
+                if let Some(entry) = newer {
+                    recover::apply(&mut state, entry)?;
+                }
+                Ok(Some(state.tables.clone()))
+            })
+            .await?;
+        parts.crash.reach(crash::FENCED)?;
+        let generation = fence.generation();
+        state.epoch = fence.epoch();
+        state.generation = generation;
+        parts.checkpoints.replace(&state)?;
+        let staging = Staging::new(parts.store.clone(), generation, fence.epoch() + 1, parts.settings.files.clone());
+        let staging = Arc::new(staging);
+        self.staging = Some((staging.clone(), generation));
+        if head.is_some() {
+            let log = parts.log.clone();
+            self.cleaning = Some(tokio::spawn(async move {
+                match log.remove_unreferenced().await {
+                    Ok(removed) if removed.files + removed.uploads > 0 => tracing::info!(
+                        files = removed.files,
+                        uploads = removed.uploads,
+                        "removed what an earlier agent had not committed"
+                    ),
+                    Ok(_) => {}
+                    Err(error) => tracing::warn!(%error, "files of an earlier agent were not removed; the next start tries again"),
+                }
+            }));
+        }
+        Ok((state, staging, generation))
+    }
+
+    fn refuse_foreign(&self, head: &Option<LogEntry>, generation: u64) -> Result<()> {
+        match head {
+            Some(h) if h.generation > generation => Err(Error::fatal(
+                Kind::Fenced,
+                format!("generation {} has taken the stream over; this agent had {generation}", h.generation),
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// Files of this process's failed attempts that no commit names.
+    async fn delete_own_garbage(&self, parts: &Parts, staging: &Staging, head: &Option<LogEntry>) {
+        let garbage = staging.unsettled();
+        if garbage.is_empty() {
+            return;
+        }
+        match self.remove_uncommitted(parts, &garbage, head).await {
+            Ok(()) => staging.settled(garbage.iter().map(String::as_str)),
+            Err(error) => {
+                tracing::warn!(%error, "files of a failed attempt were not removed; the next one tries again");
+            }
+        }
+    }
+
+    /// Deletes those of `paths` that no entry since the oldest of them names. The lost
+    /// reply of a commit may have left its files committed.
+    async fn remove_uncommitted(
+        &self,
+        parts: &Parts,
+        paths: &[String],
+        head: &Option<LogEntry>,
+    ) -> Result<()> {
+        let Some(head) = head else { return Ok(()) };
+        let mut garbage: HashSet<&str> = paths.iter().map(String::as_str).collect();
+        let oldest = paths.iter().filter_map(|p| FileId::parse(p)).map(|id| id.epoch).min();
+        for epoch in oldest.unwrap_or(head.epoch)..=head.epoch {
+            if let Some(entry) = parts.log.read(epoch).await? {
+                for f in entry.tables.iter().flat_map(|t| &t.files) {
+                    garbage.remove(f.path.as_str());
+                }
+            }
+        }
+        let layout = Layout::new(parts.log.stream());
+        let keys: Vec<String> = garbage.into_iter().map(|p| layout.key(p)).collect();
+        parts.store.delete(&keys).await
+    }
+
+    async fn finish_cleaning(&mut self) {
+        if let Some(cleaning) = self.cleaning.take() {
+            // Only a panic can make it fail, and that has been reported.
+            let _ = tokio::time::timeout(STOP_WITHIN, cleaning).await;
+        }
+    }
+
+    fn outcome(&self, parts: &Parts, ending: Ending) -> Result<Outcome> {
+        if ending == Ending::DeadlinePassed {
+            parts.board.set_state(StreamState::Stopped);
+            return Err(Error::fatal(
+                Kind::Deadline,
+                "the deadline passed before the stream was caught up",
+            )
+            .hint("what was committed is in the lake; the next run goes on from there"));
+        }
+        parts.board.set_state(StreamState::Stopped);
+        let report = parts.board.report();
+        let errored = report.tables.iter().filter(|t| t.state == TableState::Errored);
+        Ok(Outcome {
+            ending,
+            epoch: report.epoch,
+            position: report.position.unwrap_or_else(|| Position::new("")),
+            errored: errored.map(|t| t.table.clone()).collect(),
+        })
+    }
+}
+
+fn lost_log(log: &CommitLog) -> Error {
+    Error::fatal(Kind::Corrupt, format!("the commit log below {} has vanished", log.url()))
+        .hint("restore `_log/` from the bucket's versions; this agent stops so that nothing is overwritten")
+}
+
+fn refuse_problems<'t>(found: impl Iterator<Item = &'t DiscoveredTable>) -> Result<()> {
+    let problems: Vec<String> = found
+        .flat_map(|t| t.problems.iter().map(move |p| (t, p)))
+        .filter(|(_, p)| p.severity == Severity::Error)
+        .map(|(t, p)| {
+            let subject = p.subject.clone().unwrap_or_else(|| t.table.to_string());
+            let mend = p.mend.as_ref().map(|m| format!(" — {m}")).unwrap_or_default();
+            format!("{subject}: {}{mend}", p.reason)
+        })
+        .collect();
+    if problems.is_empty() {
+        return Ok(());
+    }
+    Err(Error::fatal(
+        Kind::Prerequisite,
+        format!("{} selected table(s) or column(s) cannot be carried:\n  {}", problems.len(), problems.join("\n  ")),
+    )
+    .hint("mend them, or leave them out by `tables.exclude` or `exclude_columns`; `caudal check` lists everything"))
+}
+
+/// The state at the lake's head, and the head; RocksDB agrees with it on return (INV-1).
+async fn recover_state(parts: &mut Parts) -> Result<(Option<Checkpoint>, Option<LogEntry>)> {
+    let checkpoint = parts.checkpoints.load()?;
+    let head = parts.log.head(checkpoint.as_ref().map(|c| c.epoch)).await?;
+    let at = match (&head, &checkpoint) {
+        (Some(h), Some(c)) if c.epoch == h.epoch => Some(h.clone()),
+        (Some(h), Some(c)) if c.epoch > 0 && c.epoch < h.epoch => parts.log.read(c.epoch).await?,
+        _ => None,
+    };
+    let mut state = match recover::plan_resume(head.as_ref(), checkpoint, at.as_ref())? {
+        Resume::Fresh => return Ok((None, None)),
+        Resume::Checkpoint(state) => *state,
+        Resume::Rebuild(why) => {
+            tracing::warn!(why, "rebuilding the checkpoint from the lake's log");
+            rebuild(parts, head.as_ref()).await?
+        }
+    };
+    let Some(head) = head else { return Ok((None, None)) };
+    let mut changed = false;
+    while state.epoch < head.epoch {
+        let next = state.epoch + 1;
+        let entry = parts.log.read(next).await?.ok_or_else(|| {
+            Error::fatal(Kind::Corrupt, format!("commit {next} of the log is missing"))
+        })?;
+        recover::apply(&mut state, &entry)?;
+        changed = true;
+    }
+    if changed {
+        parts.checkpoints.replace(&state)?;
+    }
+    Ok((Some(state), Some(head)))
+}
+
+/// Goes back to the last entry that carries the whole state.
+async fn rebuild(parts: &mut Parts, head: Option<&LogEntry>) -> Result<Checkpoint> {
+    let mut epoch = head.map_or(0, |h| h.epoch);
+    let mut entries = Vec::new();
+    let mut state = loop {
+        let Some(entry) = parts.log.read(epoch).await? else {
+            return Err(Error::fatal(Kind::Corrupt, format!("commit {epoch} of the log is missing")));
+        };
+        if let Some(state) = recover::from_state(&entry) {
+            break state;
+        }
+        if epoch == 1 {
+            break recover::genesis(entry.after.clone());
+        }
+        entries.push(entry);
+        epoch -= 1;
+    };
+    for entry in entries.iter().rev() {
+        recover::apply(&mut state, entry)?;
+    }
+    parts.checkpoints.replace(&state)?;
+    Ok(state)
+}
+
+/// Every committed schema version's newest, from RocksDB or the lake.
+async fn load_schemas(parts: &mut Parts, state: Checkpoint) -> Result<Recovered> {
+    let mut local: HashMap<(TableName, u32), TableSchema> = HashMap::new();
+    for s in parts.checkpoints.schemas()? {
+        local.insert((s.table.clone(), s.version), s);
+    }
+    let mut schemas = HashMap::new();
+    let mut next_column_ids = HashMap::new();
+    for p in &state.tables {
+        let mut next_id = 1;
+        for version in 1..=p.schema_version {
+            let schema = match local.remove(&(p.table.clone(), version)) {
+                Some(s) => s,
+                None => {
+                    let s = parts.log.read_schema(&p.table, version).await?.ok_or_else(|| {
+                        Error::fatal(
+                            Kind::Corrupt,
+                            format!("schema version {version} of {} is missing from the lake", p.table),
+                        )
+                    })?;
+                    parts.checkpoints.put_schema(&s)?;
+                    s
+                }
+            };
+            next_id = schema.columns.iter().map(|c| c.id + 1).max().unwrap_or(1).max(next_id);
+            if version == p.schema_version {
+                schemas.insert(p.table.clone(), Arc::new(schema));
+            }
+        }
+        next_column_ids.insert(p.table.clone(), next_id);
+    }
+    Ok(Recovered { state, schemas, next_column_ids })
+}

@@ -1,0 +1,331 @@
+//! One life: rounds of agents that die, and a last one that must set everything right.
+
+use crate::lake;
+use async_trait::async_trait;
+use caudal::crash::CrashPoints;
+use caudal::staging::FileSettings;
+use caudal::status::StatusBoard;
+use caudal::supervise::{self, Goal, Outcome, Parts, Settings, SnapshotMode};
+use caudal_model::{Error, Kind, Result, TableName};
+use caudal_sinks::store::memory::StoreHook;
+use caudal_sinks::{CommitLog, Fault, FileOptions, MemoryStore, Operation};
+use caudal_sources::scripted::{Change, Row, Script};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use std::collections::BTreeMap;
+use std::ops::AddAssign;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio_util::sync::CancellationToken;
+
+/// What went on, to see that enough went wrong.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct Tally {
+    /// Commits in the lake at the end.
+    pub commits: u64,
+    /// Simulated crashes.
+    pub crashes: u64,
+    /// Agents that found the stream taken over.
+    pub fenced: u64,
+    /// Times that checkpoints vanished.
+    pub rebuilds: u64,
+    /// Faults of the store, replies lost included.
+    pub store_faults: u64,
+    /// Source transactions.
+    pub transactions: u64,
+}
+
+impl AddAssign for Tally {
+    fn add_assign(&mut self, o: Tally) {
+        self.commits += o.commits;
+        self.crashes += o.crashes;
+        self.fenced += o.fenced;
+        self.rebuilds += o.rebuilds;
+        self.store_faults += o.store_faults;
+        self.transactions += o.transactions;
+    }
+}
+
+type Dice = Arc<Mutex<StdRng>>;
+
+fn chance(dice: &Dice, one_in: u32) -> bool {
+    dice.lock().unwrap().random_ratio(1, one_in)
+}
+
+/// Lives one life, and panics if an invariant breaks.
+pub fn live(seed: u64) -> Tally {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build()
+        .expect("a runtime");
+    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        runtime.block_on(Life::new(seed).run())
+    }));
+    outcome.unwrap_or_else(|e| {
+        eprintln!("the life of seed {seed} went wrong: CAUDAL_SIM_SEEDS={seed}..{}", seed + 1);
+        std::panic::resume_unwind(e)
+    })
+}
+
+struct Faulty {
+    dice: Dice,
+    one_in: u32,
+    faults: AtomicU64,
+}
+
+#[async_trait]
+impl StoreHook for Faulty {
+    async fn before(&self, _operation: &Operation) -> Fault {
+        let (pause, kind) = {
+            let mut dice = self.dice.lock().unwrap();
+            let pause = dice.random_range(0..4);
+            let kind = if dice.random_ratio(1, self.one_in) { dice.random_range(1..3) } else { 0 };
+            (pause, kind)
+        };
+        if pause > 0 {
+            tokio::time::sleep(Duration::from_millis(pause)).await;
+        }
+        match kind {
+            0 => return Fault::None,
+            1 => self.faults.fetch_add(1, Ordering::Relaxed),
+            _ => {
+                self.faults.fetch_add(1, Ordering::Relaxed);
+                return Fault::LoseReply;
+            }
+        };
+        Fault::Fail
+    }
+}
+
+struct Life {
+    seed: u64,
+    dice: Dice,
+    tables: BTreeMap<TableName, bool>,
+    script: Script,
+    lake: MemoryStore,
+    checkpoints: caudal_checkpoints::MemoryStore,
+    model: BTreeMap<TableName, Vec<Row>>,
+    next_id: i64,
+    tally: Tally,
+}
+
+impl Life {
+    fn new(seed: u64) -> Self {
+        let mut dice = StdRng::seed_from_u64(seed);
+        let tables: BTreeMap<TableName, bool> = [("a", true), ("b", true), ("heap", false)]
+            .map(|(name, keyed)| (TableName::new("s", name), keyed))
+            .into();
+        let script = Script::new(tables.clone(), dice.random_range(1..8));
+        let mut life = Life {
+            seed,
+            dice: Arc::new(Mutex::new(dice)),
+            model: tables.keys().map(|t| (t.clone(), Vec::new())).collect(),
+            tables,
+            script,
+            lake: MemoryStore::new(),
+            checkpoints: caudal_checkpoints::MemoryStore::new(),
+            next_id: 1,
+            tally: Tally::default(),
+        };
+        for _ in 0..life.roll(0..20) {
+            life.transaction();
+        }
+        life.script.reveal(u64::MAX / 2);
+        life
+    }
+
+    fn roll(&self, range: std::ops::Range<u64>) -> u64 {
+        self.dice.lock().unwrap().random_range(range)
+    }
+
+    /// Commits one random transaction at the source.
+    fn transaction(&mut self) {
+        let mut dice = self.dice.lock().unwrap();
+        let mut changes = Vec::new();
+        let size = if dice.random_ratio(1, 12) { 40 } else { dice.random_range(1..5) };
+        for _ in 0..size {
+            let at = dice.random_range(0..self.tables.len());
+            let (table, keyed) = self.tables.iter().nth(at).unwrap();
+            let rows = self.model.get_mut(table).unwrap();
+            let value = dice.random_range(0..5);
+            let big = dice.random_range(0..3);
+            let kind = dice.random_range(0..20);
+            if rows.is_empty() || kind < 8 {
+                // Deleted keys come back now and then.
+                let back = *keyed && dice.random_ratio(1, 3);
+                let mut id = if back { dice.random_range(1..=self.next_id) } else { self.next_id };
+                if *keyed && rows.iter().any(|r| r.id == id) {
+                    id = self.next_id;
+                }
+                self.next_id = self.next_id.max(id) + 1;
+                let row = Row { id, value, big };
+                rows.push(row);
+                changes.push(Change::Insert(table.clone(), row));
+                continue;
+            }
+            let at = dice.random_range(0..rows.len());
+            let old = rows[at];
+            match kind {
+                8..13 => {
+                    let big = if dice.random_ratio(1, 2) { old.big } else { big };
+                    let new = Row { id: old.id, value, big };
+                    rows[at] = new;
+                    changes.push(Change::Update(table.clone(), old, new));
+                }
+                13..15 => {
+                    let new = Row { id: self.next_id, value, big: old.big };
+                    self.next_id += 1;
+                    rows[at] = new;
+                    changes.push(Change::Update(table.clone(), old, new));
+                }
+                19 if dice.random_ratio(1, 6) => {
+                    rows.clear();
+                    changes.push(Change::Truncate(table.clone()));
+                }
+                _ => {
+                    rows.swap_remove(at);
+                    changes.push(Change::Delete(table.clone(), old));
+                }
+            }
+        }
+        drop(dice);
+        self.script.commit(changes);
+        self.tally.transactions += 1;
+    }
+
+    fn parts(&self, store: MemoryStore, checkpoints: caudal_checkpoints::MemoryStore, crash: CrashPoints) -> Parts {
+        let store: Arc<dyn caudal_sinks::Store> = Arc::new(store);
+        let mut options = FileOptions::new("sim");
+        options.compression = caudal_sinks::Compression::None;
+        Parts {
+            source: Arc::new(self.script.clone()),
+            log: Arc::new(CommitLog::new(store.clone(), "sim")),
+            store,
+            checkpoints: Box::new(checkpoints),
+            settings: Settings {
+                mode: SnapshotMode::Initial,
+                workers: 2,
+                max_source_rows_per_second: 0,
+                max_delay: Duration::from_millis(self.roll(1..40)),
+                max_bytes: self.roll(50..4000) as usize,
+                buffer_bytes: self.roll(50..2000) as usize,
+                worker_buffer_bytes: self.roll(50..2000) as usize,
+                file_bytes: self.roll(100..4000) as usize,
+                idle_commit: Duration::from_millis(200),
+                lag_every: Duration::from_secs(1),
+                first_pause: Duration::from_millis(5),
+                tick: Duration::from_millis(2),
+                files: FileSettings { options, hourly: false },
+            },
+            board: StatusBoard::new("sim", "scripted"),
+            crash,
+        }
+    }
+
+    fn crash_points(&self, one_in: u32) -> CrashPoints {
+        let dice = self.dice.clone();
+        CrashPoints::hook(move |_| chance(&dice, one_in))
+    }
+
+    async fn run(mut self) -> Tally {
+        let rounds = self.roll(1..6);
+        for _ in 0..rounds {
+            self.round().await;
+            self.examine();
+        }
+        self.script.set_faults(Arc::new(|_| None));
+        let goal = Goal { until_caught_up: true, deadline: None };
+        let parts = self.parts(self.lake.clone(), self.checkpoints.clone(), CrashPoints::none());
+        let end = self.script.end();
+        supervise::run(parts, &goal, &CancellationToken::new()).await.expect("a run without faults");
+        let lake = self.examine().expect("a lake");
+        assert!(lake.position >= end, "seed {}: caught up at {} of {end}", self.seed, lake.position);
+        assert_eq!(lake.live.len(), self.tables.len(), "seed {}: tables not live", self.seed);
+        let source = self.script.state_at(lake.position);
+        assert_eq!(lake.state, source, "seed {}: the lake differs from the source", self.seed);
+        assert!(lake.unreferenced.is_empty(), "seed {}: left behind: {:?}", self.seed, lake.unreferenced);
+        assert!(self.lake.unfinished().is_empty(), "seed {}: unfinished uploads", self.seed);
+        self.tally.commits = lake.epoch;
+        self.tally
+    }
+
+    /// One agent, or two, until a crash, a stop or the end of their work.
+    async fn round(&mut self) {
+        let faulty = Arc::new(Faulty {
+            dice: self.dice.clone(),
+            one_in: self.roll(15..200) as u32,
+            faults: AtomicU64::new(0),
+        });
+        let dice = self.dice.clone();
+        let source_faults = self.roll(50..1000) as u32;
+        self.script.set_faults(Arc::new(move |call| {
+            chance(&dice, source_faults)
+                .then(|| Error::retryable(Kind::Source, format!("{call} failed by the script")))
+        }));
+        match self.roll(0..8) {
+            0 => {
+                self.checkpoints.lose_everything();
+                self.tally.rebuilds += 1;
+            }
+            1 => self.checkpoints.lose_last_write(),
+            _ => {}
+        }
+        let crash_one_in = self.roll(5..60) as u32;
+        let goal = Goal { until_caught_up: self.roll(0..2) == 0, deadline: None };
+        let stop = CancellationToken::new();
+        let agent = |checkpoints: caudal_checkpoints::MemoryStore| {
+            let crash = self.crash_points(crash_one_in);
+            let parts = self.parts(self.lake.with_hook(faulty.clone()), checkpoints, crash);
+            let (goal, stop) = (goal.clone(), stop.clone());
+            tokio::spawn(async move { supervise::run(parts, &goal, &stop).await })
+        };
+        let first = agent(self.checkpoints.clone());
+        // The second has a state directory of its own, as on another machine.
+        let second = (self.roll(0..3) == 0).then(|| agent(caudal_checkpoints::MemoryStore::new()));
+        for _ in 0..self.roll(0..30) {
+            self.transaction();
+            let behind = self.roll(0..3);
+            self.script.reveal(behind);
+            tokio::time::sleep(Duration::from_millis(self.roll(0..20))).await;
+        }
+        self.script.reveal(u64::MAX / 2);
+        tokio::time::sleep(Duration::from_millis(self.roll(1..300))).await;
+        stop.cancel();
+        self.note(first.await);
+        if let Some(second) = second {
+            self.note(second.await);
+        }
+        self.tally.store_faults += faulty.faults.load(Ordering::Relaxed);
+    }
+
+    /// An agent may end well, crash, or be fenced; anything else is a finding.
+    fn note(&mut self, outcome: std::result::Result<Result<Outcome>, tokio::task::JoinError>) {
+        match outcome.expect("an agent panicked") {
+            Ok(_) => {}
+            Err(e) if e.message().starts_with("simulated crash") => self.tally.crashes += 1,
+            Err(e) if e.kind() == Kind::Fenced => self.tally.fenced += 1,
+            Err(e) => panic!("seed {}: an agent failed: {e:?}", self.seed),
+        }
+    }
+
+    fn examine(&self) -> Option<lake::Lake> {
+        let lake = lake::read(&self.lake.objects(), &self.tables);
+        let acknowledged = self.script.acknowledged();
+        let prepared = lake.as_ref().map_or(u64::MAX, |l| l.position);
+        // Before the first commit the source starts at its own end.
+        assert!(
+            acknowledged <= prepared,
+            "seed {}: INV-3: {acknowledged} acknowledged, {prepared} committed",
+            self.seed
+        );
+        if let Some(l) = &lake
+            && l.live.len() == self.tables.len()
+        {
+            let source = self.script.state_at(l.position);
+            assert_eq!(l.state, source, "seed {}: a live lake differs", self.seed);
+        }
+        lake
+    }
+}

@@ -1,1 +1,0 @@
-//! Real databases, crash tests, simulation and benchmarks for caudal.
