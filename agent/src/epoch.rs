@@ -12,7 +12,7 @@ use caudal_model::{
     ChangeBuffer, Chunk, Error, Op, Position, Result, StreamPoint, TableBatch, TableName, TableSchema,
 };
 use caudal_sinks::{
-    CommitLog, CommitReceipt, FileEntry, FileWriter, LogEntry, SnapshotEntry, TableEntry,
+    CommitLog, CommitReceipt, EntryKind, FileEntry, FileWriter, SnapshotEntry, TableEntry,
 };
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -142,7 +142,7 @@ impl OpenEpoch {
         self.flushed_bytes += self.buffer.bytes();
         let batches = self.buffer.take()?;
         count_operations(&batches, &mut self.operations);
-        write_all(&mut self.writers, batches, staging).await
+        write_all(&mut self.writers, batches, staging, None).await
     }
 
     /// Closes the epoch at its boundary, which must be where the buffer ends, and
@@ -212,13 +212,14 @@ async fn write_all(
     writers: &mut HashMap<(TableName, u32), FileWriter>,
     batches: Vec<TableBatch>,
     staging: &Staging,
+    epoch: Option<u64>,
 ) -> Result<()> {
     for batch in batches {
         let key = (batch.schema.table.clone(), batch.schema.version);
         let writer = match writers.entry(key) {
             std::collections::hash_map::Entry::Occupied(e) => e.into_mut(),
             std::collections::hash_map::Entry::Vacant(e) => {
-                e.insert(staging.begin(&batch.schema).await?)
+                e.insert(staging.begin(&batch.schema, epoch).await?)
             }
         };
         writer.write(batch).await?;
@@ -240,9 +241,7 @@ pub struct Sealed {
 
 /// What a commit left behind.
 pub struct Committed {
-    /// The entry, as it stands in the log.
-    pub entry: LogEntry,
-    /// The proof that it stands there.
+    /// The entry, and the proof that it stands in the log.
     pub receipt: CommitReceipt,
     /// Schema versions that it introduced.
     pub schemas: Vec<Arc<TableSchema>>,
@@ -257,6 +256,7 @@ impl Sealed {
     pub async fn commit(
         mut self,
         epoch: u64,
+        generation: u64,
         log: Arc<CommitLog>,
         staging: Arc<Staging>,
         crash: CrashPoints,
@@ -266,7 +266,7 @@ impl Sealed {
             log.put_schema(schema).await?;
             crash.reach(crash::SCHEMA_WRITTEN)?;
         }
-        write_all(&mut self.writers, std::mem::take(&mut self.batches), &staging).await?;
+        write_all(&mut self.writers, std::mem::take(&mut self.batches), &staging, Some(epoch)).await?;
         // Every writer uploads in a task of its own; here they are only awaited.
         let finished = futures::future::try_join_all(
             self.writers
@@ -293,17 +293,18 @@ impl Sealed {
                 ended: part.ended,
             });
         }
-        let entry = log.draft(self.through, tables, staging.staged_from(epoch))?;
-        if (entry.epoch, &entry.after) != (epoch, &self.after) {
-            return Err(Error::bug(format!(
-                "commit {epoch} would not follow the log's head, commit {}",
-                entry.epoch - 1
-            )));
-        }
-        let receipt = log.commit(&entry).await?;
+        let entry = log.entry(
+            epoch,
+            generation,
+            EntryKind::Append,
+            self.after,
+            self.through,
+            tables,
+            staging.staged_from(epoch),
+        );
+        let receipt = log.commit(entry).await?;
         tracing::debug!(epoch, bytes = self.bytes, "committed");
         Ok(Committed {
-            entry,
             receipt,
             schemas: self.schemas,
             took: started.elapsed(),

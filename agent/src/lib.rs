@@ -1,10 +1,14 @@
 //! Change data capture from relational databases to a Parquet lake, exactly once.
 
+pub mod cli;
 pub mod config;
 pub mod crash;
 pub mod epoch;
+pub mod http;
+pub mod logging;
 pub mod metrics;
 pub mod pipeline;
+pub mod progress;
 pub mod recover;
 pub mod secret;
 pub mod snapshot;

@@ -1,2 +1,5 @@
 //! The caudal program.
-fn main() {}
+
+fn main() -> std::process::ExitCode {
+    caudal::cli::main()
+}

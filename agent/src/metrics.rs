@@ -60,6 +60,16 @@ impl Metrics {
     }
 }
 
+#[cfg(test)]
+impl Metrics {
+    /// Metrics that hold one value and stay apart from the process's.
+    pub(crate) fn local(stream: &str) -> Metrics {
+        let recorder = recorder(stream).unwrap();
+        metrics::with_local_recorder(&recorder, || memory(5));
+        Metrics(recorder.handle())
+    }
+}
+
 fn recorder(stream: &str) -> Result<metrics_exporter_prometheus::PrometheusRecorder> {
     let recorder = PrometheusBuilder::new()
         .add_global_label("stream", stream)

@@ -21,7 +21,6 @@ use caudal_sinks::SnapshotEntry;
 use caudal_sources::{ChunkReader, Tail, TailEvent, TrackedTable};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::time::Duration;
 use tokio::time::Instant;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinHandle, JoinSet};
@@ -111,7 +110,7 @@ impl<'p> Pipeline<'p> {
         let (sender, messages) = mpsc::channel(16);
         let mut tasks = JoinSet::new();
         self.spawn_workers(copies, sender, &mut tasks);
-        self.spawn_lag_watch(&mut tasks);
+        self.spawn_watch(&mut tasks);
         let outcome = self.pump(&mut epoch, tail.as_mut(), messages, until, shutdown).await;
         tasks.abort_all();
         if let Some(closing) = self.closing.take() {
@@ -169,7 +168,7 @@ impl<'p> Pipeline<'p> {
             if !self.exact_requests.is_empty() {
                 self.open_exact(epoch, tail).await?;
             }
-            self.mark_live(epoch)?;
+            self.mark_live(epoch, tail)?;
             let caught_up = self.all_settled()
                 && until.reached_at(&*self.parts.source, &epoch.boundary.position)?;
             if let Some(ending) = self.finished(epoch, caught_up, stopping) {
@@ -223,6 +222,7 @@ impl<'p> Pipeline<'p> {
         self.staging.set_epoch(self.epoch_sealed + 1);
         self.closing = Some(tokio::spawn(sealed.commit(
             self.epoch_sealed,
+            self.generation,
             self.parts.log.clone(),
             self.staging.clone(),
             self.parts.crash.clone(),
@@ -239,7 +239,7 @@ impl<'p> Pipeline<'p> {
     /// Steps three and four of INV-3: RocksDB, then the acknowledgement.
     fn settle(&mut self, done: Committed, tail: &mut dyn Tail) -> Result<()> {
         self.parts.crash.reach(crash::COMMITTED)?;
-        let changed = recover::apply(&mut self.state, &done.entry)?;
+        let changed = recover::apply(&mut self.state, done.receipt.entry())?;
         let changed: Vec<TableProgress> =
             changed.into_iter().map(|at| self.state.tables[at].clone()).collect();
         for schema in &done.schemas {
@@ -247,10 +247,10 @@ impl<'p> Pipeline<'p> {
         }
         self.parts.checkpoints.advance(&self.state, &changed)?;
         self.parts.crash.reach(crash::CHECKPOINTED)?;
-        tail.acknowledge(done.receipt.through());
+        tail.acknowledge(&done.receipt.through().position);
         self.parts.crash.reach(crash::ACKNOWLEDGED)?;
 
-        let files = || done.entry.tables.iter().flat_map(|t| &t.files);
+        let files = || done.receipt.entry().tables.iter().flat_map(|t| &t.files);
         self.staging.settled(files().map(|f| f.path.as_str()));
         self.last_commit = Instant::now();
         self.reached.send_replace(self.state.through.position.clone());
@@ -355,7 +355,7 @@ impl<'p> Pipeline<'p> {
     }
 
     /// Tables whose last chunk's position the tail has passed become live (INV-4).
-    fn mark_live(&mut self, epoch: &mut OpenEpoch) -> Result<()> {
+    fn mark_live(&mut self, epoch: &mut OpenEpoch, tail: &mut dyn Tail) -> Result<()> {
         if self.awaiting_live.is_empty() {
             return Ok(());
         }
@@ -371,6 +371,7 @@ impl<'p> Pipeline<'p> {
             copy.live = true;
             self.copies.remove(&table);
             epoch.snapshot_mut(&table, || copy).live = true;
+            tail.live(&table);
             tracing::info!(%table, "live");
         }
         Ok(())
@@ -404,6 +405,7 @@ impl<'p> Pipeline<'p> {
                 next_column_id: self.next_column_id(&table),
                 schema,
                 mark: Some(mark),
+                copying: true,
             });
             let _ = reply.send(Ok((reader, Base { seq, position })));
         }
@@ -528,7 +530,8 @@ impl<'p> Pipeline<'p> {
             .filter_map(|p| {
                 let schema = self.schemas.get(&p.table)?.clone();
                 let next_column_id = self.next_column_id(&p.table);
-                Some(TrackedTable { schema, next_column_id, mark: p.mark.clone() })
+                let copying = p.state != TableState::Live;
+                Some(TrackedTable { schema, next_column_id, mark: p.mark.clone(), copying })
             })
             .collect()
     }
@@ -560,12 +563,14 @@ impl<'p> Pipeline<'p> {
         }
     }
 
-    /// Asks the source now and then how far it has got, for the lag.
-    fn spawn_lag_watch(&self, tasks: &mut JoinSet<()>) {
+    /// Asks the source now and then how far it has got, for the lag, and clears away what
+    /// failed attempts left.
+    fn spawn_watch(&self, tasks: &mut JoinSet<()>) {
         let source = self.parts.source.clone();
         let board = self.parts.board.clone();
         let reached = self.reached.subscribe();
         let every = self.parts.settings.lag_every;
+        let (staging, log) = (self.staging.clone(), self.parts.log.clone());
         tasks.spawn(async move {
             let mut caught_up_at = Instant::now();
             loop {
@@ -586,6 +591,14 @@ impl<'p> Pipeline<'p> {
                         }
                     }
                     Err(error) => tracing::debug!(%error, "the lag cannot be read now"),
+                }
+                let old = staging.expired();
+                if !old.is_empty() {
+                    let keys: Vec<String> = old.iter().map(|p| log.layout().key(p)).collect();
+                    match log.store().delete(&keys).await {
+                        Ok(()) => staging.settled(old.iter().map(String::as_str)),
+                        Err(error) => tracing::debug!(%error, "old files were not removed"),
+                    }
                 }
                 tokio::time::sleep(every).await;
             }

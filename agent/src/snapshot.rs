@@ -263,8 +263,9 @@ impl Workers {
         };
         if file.as_ref().is_some_and(|f| !Arc::ptr_eq(&f.copy, &job.copy))
             && let Some(f) = file.take()
+            && let Err(stop) = self.report(f).await
         {
-            self.report(f).await?;
+            return Err(self.give_back_job(job, stop).await);
         }
         let open = file.get_or_insert_with(|| OpenFile {
             copy: job.copy.clone(),
@@ -340,15 +341,20 @@ impl Workers {
                             .await?;
                         continue;
                     }
+                    // The exact read ended with its connection: only a new copy is exact again.
+                    Err(e) if !copy.schema.has_key() => return Err(Stop::Fail(e)),
                     Err(e) => return Err(Stop::from(e)),
                 }
             }
             if let Some(chunk) = chunk {
                 p.in_flight += 1;
                 drop(p);
+                let job = Job { copy: copy.clone(), chunk };
                 // A gap's copy began in an earlier run; its base is as visible as any.
-                self.begin_copy(copy, reader).await?;
-                return Ok(Some(Job { copy: copy.clone(), chunk }));
+                return match self.begin_copy(copy, reader).await {
+                    Ok(()) => Ok(Some(job)),
+                    Err(stop) => Err(self.give_back_job(job, stop).await),
+                };
             }
             self.finish_copy(copy, &mut p).await?;
         }
@@ -414,7 +420,7 @@ impl Workers {
             for batch in buffer.take()? {
                 let rows = batch.rows.num_rows() as u64;
                 if file.writer.is_none() {
-                    file.writer = Some(self.staging.begin(&job.copy.schema).await?);
+                    file.writer = Some(self.staging.begin(&job.copy.schema, None).await?);
                 }
                 if let Some(w) = file.writer.as_mut() {
                     file.bytes += batch.bytes();
@@ -478,6 +484,18 @@ impl Workers {
         for chunk in f.chunks {
             p.in_flight = p.in_flight.saturating_sub(1);
             p.gaps.push_back(chunk);
+        }
+    }
+
+    /// Puts a chunk back that was not begun.
+    async fn give_back_job(&self, job: Job, stop: Stop) -> Stop {
+        let mut p = job.copy.planner.lock().await;
+        p.in_flight = p.in_flight.saturating_sub(1);
+        p.gaps.push_back(job.chunk);
+        match stop {
+            // Its exact read ends with the connection.
+            Stop::Retry(e) if !job.copy.schema.has_key() => Stop::Fail(e),
+            stop => stop,
         }
     }
 

@@ -7,40 +7,40 @@
 //! this process's own garbage and deleted by the next attempt.
 
 use caudal_model::{Result, TableSchema};
-use caudal_sinks::{FileId, FileOptions, FileWriter, Layout, Partition, Store};
+use caudal_sinks::{CommitLog, FileId, FileWriter, Layout, WriterOptions};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-
-/// How files are named and written.
-#[derive(Debug, Clone)]
-pub struct FileSettings {
-    /// Compression and the like.
-    pub options: FileOptions,
-    /// A folder an hour instead of a day.
-    pub hourly: bool,
-}
+use std::time::Duration;
+use tokio::time::Instant;
 
 /// Gives out file names, and remembers those not committed.
 pub struct Staging {
     generation: u64,
-    store: Arc<dyn Store>,
-    files: FileSettings,
+    log: Arc<CommitLog>,
+    options: WriterOptions,
     inner: Mutex<Inner>,
 }
 
 #[derive(Debug)]
 struct Inner {
     epoch: u64,
+    greatest: u64,
     next: u32,
     /// Path → the epoch in its name.
     open: BTreeMap<String, u64>,
+    /// Paths of failed attempts, and when they were deleted first. An upload that was under
+    /// way may appear after that, so they are deleted once more before they are forgotten.
+    garbage: BTreeMap<String, Instant>,
 }
+
+/// No upload of an attempt that has failed can appear later than this.
+const AFTERMATH: Duration = Duration::from_secs(300);
 
 impl Staging {
     /// For one generation, whose first epoch is `epoch`.
-    pub fn new(store: Arc<dyn Store>, generation: u64, epoch: u64, files: FileSettings) -> Self {
-        let inner = Inner { epoch, next: 0, open: BTreeMap::new() };
-        Staging { generation, store, files, inner: Mutex::new(inner) }
+    pub fn new(log: Arc<CommitLog>, generation: u64, epoch: u64, options: WriterOptions) -> Self {
+        let inner = Inner { epoch, greatest: epoch, next: 0, open: BTreeMap::new(), garbage: BTreeMap::new() };
+        Staging { generation, log, options, inner: Mutex::new(inner) }
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
@@ -48,29 +48,34 @@ impl Staging {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The epoch that new names get; numbers within one are never given twice, even
-    /// if an attempt failed and began the same epoch again.
+    /// The epoch that is open. Numbers are not given twice even if an attempt failed and
+    /// begins the same epoch again: they start anew only where the epoch has never been.
     pub fn set_epoch(&self, epoch: u64) {
         let mut inner = self.inner();
-        if inner.epoch != epoch {
-            inner.epoch = epoch;
-            inner.next = 0;
+        if epoch > inner.greatest {
+            inner.greatest = epoch;
+            // The epoch before may still be writing its files.
+            inner.next = if inner.open.is_empty() { 0 } else { inner.next };
         }
+        inner.epoch = epoch;
     }
 
-    /// Begins a file of `schema`'s table.
-    pub async fn begin(&self, schema: &Arc<TableSchema>) -> Result<FileWriter> {
-        let partition =
-            if self.files.hourly { Partition::now_by_hour() } else { Partition::now_by_day() };
-        let (epoch, path) = {
+    /// Begins a file of `schema`'s table that `epoch` will commit, or (`None`) the open
+    /// epoch or a later one: no file is committed before the epoch in its name.
+    pub async fn begin(&self, schema: &Arc<TableSchema>, epoch: Option<u64>) -> Result<FileWriter> {
+        let (id, path) = {
             let mut inner = self.inner();
-            let id = FileId { epoch: inner.epoch, generation: self.generation, n: inner.next };
+            let epoch = epoch.unwrap_or(inner.epoch);
+            let id = FileId { epoch, generation: self.generation, n: inner.next };
             inner.next += 1;
+            let partition = self.options.partition.at(chrono::Utc::now());
             let path = Layout::change_file(&schema.table, &partition, id);
             inner.open.insert(path.clone(), id.epoch);
-            (id.epoch, path)
+            (id, path)
         };
-        FileWriter::create(&self.store, &path, schema.clone(), epoch, &self.files.options).await
+        let (store, layout) = (self.log.store(), self.log.layout());
+        let stream = self.log.stream();
+        FileWriter::create(store, layout, path, stream, schema.clone(), id, &self.options).await
     }
 
     /// These files are committed, or gone.
@@ -78,7 +83,23 @@ impl Staging {
         let mut inner = self.inner();
         for p in paths {
             inner.open.remove(p);
+            inner.garbage.remove(p);
         }
+    }
+
+    /// These files of a failed attempt were deleted, and may yet appear again.
+    pub fn deleted(&self, paths: &[String]) {
+        let mut inner = self.inner();
+        for p in paths {
+            inner.garbage.entry(p.clone()).or_insert_with(Instant::now);
+        }
+    }
+
+    /// Files of failed attempts that can be deleted for good.
+    pub fn expired(&self) -> Vec<String> {
+        let inner = self.inner();
+        let old = inner.garbage.iter().filter(|(_, at)| at.elapsed() >= AFTERMATH);
+        old.map(|(p, _)| p.clone()).collect()
     }
 
     /// Every path begun and not settled: garbage, if no attempt is running.

@@ -2,12 +2,11 @@
 
 use crate::config::{self, Config, SourceKind};
 use crate::crash::CrashPoints;
-use crate::staging::FileSettings;
 use crate::status::StatusBoard;
 use crate::supervise::{self, Goal, Outcome, Parts, Settings, SnapshotMode};
 use caudal_checkpoints::RocksStore;
 use caudal_model::{Error, Kind, Result};
-use caudal_sinks::{CommitLog, Compression, FileOptions, Store};
+use caudal_sinks::{Codec, CommitLog, PartitionBy, Store, WriterOptions};
 use caudal_sources::Source;
 use caudal_sources::mysql::{Flavor, MysqlSource};
 use caudal_sources::postgres::PostgresSource;
@@ -20,8 +19,8 @@ pub fn source(config: &Config) -> Result<Arc<dyn Source>> {
     let options = config.source_options()?;
     Ok(match config.source.kind {
         SourceKind::Postgres => Arc::new(PostgresSource::new(options)?),
-        SourceKind::Mysql => Arc::new(MysqlSource::new(options, Flavor::Mysql)?),
-        SourceKind::Mariadb => Arc::new(MysqlSource::new(options, Flavor::Mariadb)?),
+        SourceKind::Mysql => Arc::new(MysqlSource::new(options, Flavor::MySql)?),
+        SourceKind::Mariadb => Arc::new(MysqlSource::new(options, Flavor::MariaDb)?),
         SourceKind::Sqlserver => {
             return Err(Error::fatal(
                 Kind::Config,
@@ -42,12 +41,6 @@ pub fn log(config: &Config, store: &Arc<dyn Store>) -> CommitLog {
 }
 
 fn settings(config: &Config) -> Settings {
-    let mut options = FileOptions::new(&config.stream.name);
-    options.compression = match config.sink.compression {
-        config::Compression::Zstd => Compression::Zstd,
-        config::Compression::Snappy => Compression::Snappy,
-        config::Compression::None => Compression::None,
-    };
     let bytes = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
     let workers = (config.snapshot.workers as usize).max(1);
     let memory = bytes(config.commit.memory);
@@ -68,7 +61,18 @@ fn settings(config: &Config) -> Settings {
         idle_commit: Duration::from_secs(60),
         lag_every: Duration::from_secs(5),
         first_pause: Duration::from_millis(500),
-        files: FileSettings { options, hourly: config.sink.partition == config::Partition::Hour },
+        files: WriterOptions {
+            compression: match config.sink.compression {
+                config::Compression::Zstd => Codec::Zstd,
+                config::Compression::Snappy => Codec::Snappy,
+                config::Compression::None => Codec::None,
+            },
+            partition: match config.sink.partition {
+                config::Partition::Day => PartitionBy::Day,
+                config::Partition::Hour => PartitionBy::Hour,
+            },
+            ..WriterOptions::default()
+        },
     }
 }
 
@@ -86,7 +90,6 @@ pub async fn run(
     let parts = Parts {
         log: Arc::new(log(config, &store)),
         source,
-        store,
         checkpoints: Box::new(opened.store),
         settings: settings(config),
         board,

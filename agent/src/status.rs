@@ -85,7 +85,11 @@ pub struct TableStatus {
 
 impl From<&TableProgress> for TableStatus {
     fn from(p: &TableProgress) -> Self {
-        let chunks_done = u32::try_from(p.chunks.len()).unwrap_or(u32::MAX);
+        let chunks_done = match p.state {
+            // A finished copy keeps its count, not its chunks.
+            TableState::Live => p.chunks_total,
+            _ => u32::try_from(p.chunks.len()).unwrap_or(u32::MAX),
+        };
         TableStatus {
             table: p.table.clone(),
             state: p.state,

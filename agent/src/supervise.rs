@@ -14,7 +14,7 @@ use crate::crash::{self, CrashPoints};
 use crate::metrics;
 use crate::pipeline::{Pipeline, Recovered};
 use crate::recover::{self, Resume};
-use crate::staging::{FileSettings, Staging};
+use crate::staging::Staging;
 use crate::status::{StatusBoard, StreamState};
 use backon::{BackoffBuilder, ExponentialBuilder};
 use caudal_checkpoints::CheckpointStore;
@@ -22,8 +22,9 @@ use caudal_model::{
     Checkpoint, Class, Error, Kind, Position, Result, Severity, StreamPoint, TableName, TableSchema,
     TableState,
 };
-use caudal_sinks::{CommitLog, FileId, Layout, LogEntry, Store};
+use caudal_sinks::{CommitLog, FileId, Layout, LogEntry, WriterOptions};
 use caudal_sources::{DiscoveredTable, Source};
+use futures::{StreamExt, TryStreamExt};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -73,16 +74,14 @@ pub struct Settings {
     /// How often time limits are looked at.
     pub tick: Duration,
     /// How files are written.
-    pub files: FileSettings,
+    pub files: WriterOptions,
 }
 
 /// What a stream is made of.
 pub struct Parts {
     /// The database.
     pub source: Arc<dyn Source>,
-    /// What the lake lies in.
-    pub store: Arc<dyn Store>,
-    /// The lake's commits.
+    /// The lake.
     pub log: Arc<CommitLog>,
     /// The local cache.
     pub checkpoints: Box<dyn CheckpointStore>,
@@ -189,6 +188,9 @@ pub async fn run(mut parts: Parts, goal: &Goal, shutdown: &CancellationToken) ->
         };
         metrics::error(&error);
         if error.class() != Class::Retryable {
+            if error.kind() == Kind::Fenced {
+                run.leave_nothing(&parts).await;
+            }
             parts.board.set_state(StreamState::Failed);
             return Err(error);
         }
@@ -292,7 +294,7 @@ impl Run {
         let fence = parts
             .log
             .fence(head.as_ref(), through, |newer| {
-                if let Some(entry) = newer {
+                for entry in newer {
                     recover::apply(&mut state, entry)?;
                 }
                 Ok(Some(state.tables.clone()))
@@ -303,7 +305,8 @@ impl Run {
         state.epoch = fence.epoch();
         state.generation = generation;
         parts.checkpoints.replace(&state)?;
-        let staging = Staging::new(parts.store.clone(), generation, fence.epoch() + 1, parts.settings.files.clone());
+        remove_uncommitted_schemas(&parts.log, &state, &found).await?;
+        let staging = Staging::new(parts.log.clone(), generation, fence.epoch() + 1, parts.settings.files.clone());
         let staging = Arc::new(staging);
         self.staging = Some((staging.clone(), generation));
         if head.is_some() {
@@ -333,6 +336,16 @@ impl Run {
         }
     }
 
+    /// The new owner has removed what it found when it took over; what this agent
+    /// uploaded since is its own to remove.
+    async fn leave_nothing(&self, parts: &Parts) {
+        let Some((staging, _)) = &self.staging else { return };
+        match parts.log.head(None).await {
+            Ok(head) => self.delete_own_garbage(parts, staging, &head).await,
+            Err(error) => tracing::warn!(%error, "uncommitted files were not removed"),
+        }
+    }
+
     /// Files of this process's failed attempts that no commit names.
     async fn delete_own_garbage(&self, parts: &Parts, staging: &Staging, head: &Option<LogEntry>) {
         let garbage = staging.unsettled();
@@ -340,7 +353,7 @@ impl Run {
             return;
         }
         match self.remove_uncommitted(parts, &garbage, head).await {
-            Ok(()) => staging.settled(garbage.iter().map(String::as_str)),
+            Ok(()) => staging.deleted(&garbage),
             Err(error) => {
                 tracing::warn!(%error, "files of a failed attempt were not removed; the next one tries again");
             }
@@ -365,9 +378,9 @@ impl Run {
                 }
             }
         }
-        let layout = Layout::new(parts.log.stream());
+        let layout = parts.log.layout();
         let keys: Vec<String> = garbage.into_iter().map(|p| layout.key(p)).collect();
-        parts.store.delete(&keys).await
+        parts.log.store().delete(&keys).await
     }
 
     async fn finish_cleaning(&mut self) {
@@ -398,8 +411,34 @@ impl Run {
     }
 }
 
+/// Deletes schema versions above the committed ones: a dead generation wrote them, and
+/// this one may find other columns. Only right after a fence, for then nobody else can
+/// commit a version.
+async fn remove_uncommitted_schemas(
+    log: &CommitLog,
+    state: &Checkpoint,
+    found: &[DiscoveredTable],
+) -> Result<()> {
+    let mut committed: HashMap<&TableName, u32> = found.iter().map(|t| (&t.table, 0)).collect();
+    committed.extend(state.tables.iter().map(|t| (&t.table, t.schema_version)));
+    futures::stream::iter(committed)
+        .map(|(table, version)| async move {
+            let key = |v| log.layout().key(&Layout::schema(table, v));
+            // Versions have no gaps, so one absent version ends them.
+            let mut next = version + 1;
+            while log.store().get(&key(next)).await?.is_some() {
+                log.store().delete(&[key(next)]).await?;
+                next += 1;
+            }
+            Ok::<(), Error>(())
+        })
+        .buffer_unordered(16)
+        .try_collect::<()>()
+        .await
+}
+
 fn lost_log(log: &CommitLog) -> Error {
-    Error::fatal(Kind::Corrupt, format!("the commit log below {} has vanished", log.url()))
+    Error::fatal(Kind::Corrupt, format!("the commit log below {} has vanished", log.store().url()))
         .hint("restore `_log/` from the bucket's versions; this agent stops so that nothing is overwritten")
 }
 

@@ -16,7 +16,7 @@ pub use rocks::{Opened, RocksStore, SetAside};
 use caudal_model::{Checkpoint, Result, TableProgress, TableSchema};
 
 /// Where checkpoints are kept.
-pub trait CheckpointStore: Send {
+pub trait CheckpointStore: Send + Sync {
     /// The last checkpoint, or `None` for an empty store.
     fn load(&self) -> Result<Option<Checkpoint>>;
 

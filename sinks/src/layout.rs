@@ -22,7 +22,10 @@ pub struct FileId {
 impl FileId {
     /// The file's name, without a directory.
     pub fn file_name(&self) -> String {
-        format!("{:020}-{:04}-{:02}.parquet", self.epoch, self.generation, self.n)
+        format!(
+            "{:020}-{:04}-{:02}.parquet",
+            self.epoch, self.generation, self.n
+        )
     }
 
     /// Parses the last segment of a path; `None` if it is not a change file's.
@@ -32,7 +35,11 @@ impl FileId {
         let mut number = |digits: usize| {
             let part = parts.next()?;
             let plain = part.len() >= digits && part.bytes().all(|b| b.is_ascii_digit());
-            if plain { part.parse::<u64>().ok() } else { None }
+            if plain {
+                part.parse::<u64>().ok()
+            } else {
+                None
+            }
         };
         let id = FileId {
             epoch: number(20)?,
@@ -85,7 +92,9 @@ const EPOCH_DIGITS: usize = 20;
 impl Layout {
     /// The paths of a stream.
     pub fn new(stream: &str) -> Self {
-        Layout { root: format!("{}/", segment(stream)) }
+        Layout {
+            root: format!("{}/", segment(stream)),
+        }
     }
 
     /// The stream's directory, with its slash.
@@ -137,7 +146,12 @@ impl Layout {
 
     /// The path of a change file.
     pub fn change_file(table: &TableName, partition: &Partition, id: FileId) -> String {
-        format!("{}{}/{}", Self::changes_dir(table), partition.as_str(), id.file_name())
+        format!(
+            "{}{}/{}",
+            Self::changes_dir(table),
+            partition.as_str(),
+            id.file_name()
+        )
     }
 
     /// The least name that a file of this epoch or a later one can have.
@@ -189,7 +203,11 @@ pub fn name_of(segment_text: &str) -> Result<String> {
         }
     }
     let name = String::from_utf8(bytes).map_err(|_| bad())?;
-    if segment(&name) == segment_text { Ok(name) } else { Err(bad()) }
+    if segment(&name) == segment_text {
+        Ok(name)
+    } else {
+        Err(bad())
+    }
 }
 
 #[cfg(test)]
@@ -204,8 +222,14 @@ mod tests {
         assert_eq!(Layout::log_epoch(&l.log_entry(42)), Some(42));
         assert_eq!(Layout::log_epoch("shop/_log/42.json"), None);
         assert_eq!(Layout::schema(&t, 1), "public/orders/_schema/000001.json");
-        let at = DateTime::parse_from_rfc3339("2026-11-21T10:00:00Z").unwrap().to_utc();
-        let id = FileId { epoch: 42, generation: 1, n: 0 };
+        let at = DateTime::parse_from_rfc3339("2026-11-21T10:00:00Z")
+            .unwrap()
+            .to_utc();
+        let id = FileId {
+            epoch: 42,
+            generation: 1,
+            n: 0,
+        };
         assert_eq!(
             Layout::change_file(&t, &Partition::day(at), id),
             "public/orders/changes/_date=2026-11-21/00000000000000000042-0001-00.parquet"
@@ -218,8 +242,16 @@ mod tests {
     #[test]
     fn file_names_parse_back_past_their_digits() {
         for id in [
-            FileId { epoch: 1, generation: 1, n: 0 },
-            FileId { epoch: u64::MAX, generation: 12_345, n: 100 },
+            FileId {
+                epoch: 1,
+                generation: 1,
+                n: 0,
+            },
+            FileId {
+                epoch: u64::MAX,
+                generation: 12_345,
+                n: 100,
+            },
         ] {
             assert_eq!(FileId::parse(&format!("a/b/{}", id.file_name())), Some(id));
         }

@@ -37,6 +37,7 @@
 //!     snapshot: None,
 //!     files: vec![file.finish().await?],
 //!     error: None,
+//!     ended: false,
 //! };
 //!
 //! // 4. The commit. After a retryable error the same entry may be committed again.

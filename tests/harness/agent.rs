@@ -374,14 +374,13 @@ impl Running {
         condition: impl Fn(&Status) -> bool,
     ) -> Result<Status> {
         let deadline = Instant::now() + PATIENCE;
-        let mut last = "no status yet".to_owned();
         loop {
-            match tokio::time::timeout(Duration::from_secs(5), self.status()).await {
+            let last = match tokio::time::timeout(Duration::from_secs(5), self.status()).await {
                 Ok(Ok(status)) if condition(&status) => return Ok(status),
-                Ok(Ok(status)) => last = format!("{status:?}"),
-                Ok(Err(error)) => last = error.to_string(),
-                Err(_) => last = "GET /status: no answer within 5 s".into(),
-            }
+                Ok(Ok(status)) => format!("{status:?}"),
+                Ok(Err(error)) => error.to_string(),
+                Err(_) => "GET /status: no answer within 5 s".into(),
+            };
             if let Some(code) = self.ended()? {
                 bail!("the agent ended ({code:?}) before: {what}\n{}", tail(&self.log(), 60));
             }

@@ -58,6 +58,14 @@ pub fn upsert(kind: Kind, table: &str, key: &str, columns: &[&str], values: &str
     }
 }
 
+/// A binary literal of these bytes in hex.
+pub fn bytes(kind: Kind, hex: &str) -> String {
+    match kind {
+        Kind::Postgres => format!("'\\x{hex}'::bytea"),
+        Kind::Mysql | Kind::Mariadb => format!("x'{hex}'"),
+    }
+}
+
 /// Quotes a name.
 pub fn name(kind: Kind, name: &str) -> String {
     match kind {

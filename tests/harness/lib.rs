@@ -8,10 +8,23 @@
 
 use std::fmt;
 
+pub mod agent;
 pub mod cache;
 pub mod databases;
+pub mod dialect;
+pub mod moto;
+pub mod oracle;
+pub mod s3;
+pub mod session;
+pub mod source;
+pub mod venv;
 
+pub use agent::Agent;
 pub use databases::{Server, Version};
+pub use oracle::Oracle;
+pub use s3::S3Server;
+pub use session::Session;
+pub use source::Source;
 
 /// What went wrong in the harness, with everything that a reader of a test's output
 /// needs: there is nobody who could handle it.

@@ -40,7 +40,11 @@ impl Source {
             .map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '_' })
             .take(30)
             .collect();
-        let database = format!("t_{label}_{}", unique().replace('-', "_"));
+        Self::named(server, format!("t_{label}_{}", unique().replace('-', "_"))).await
+    }
+
+    /// A new database of this name, which people will read, on a given server.
+    pub async fn named(server: Arc<Server>, database: String) -> Result<Source> {
         let source = Source { server, database };
         let mut admin = source.superuser_on(source.default_database()).await?;
         match source.kind() {
@@ -256,8 +260,9 @@ impl Drop for Source {
             scope.spawn(|| {
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
                 if let Ok(runtime) = runtime {
-                    let bounded = tokio::time::timeout(std::time::Duration::from_secs(15), self.remove());
-                    let _ = runtime.block_on(async { bounded.await });
+                    let patience = std::time::Duration::from_secs(15);
+                    let _ = runtime
+                        .block_on(async { tokio::time::timeout(patience, self.remove()).await });
                 }
             });
         });

@@ -48,6 +48,9 @@ pub fn read(objects: &BTreeMap<String, Bytes>, keyed: &BTreeMap<TableName, bool>
     let mut before: Option<Value> = None;
     let mut generation = 0;
     for (at, (epoch, e)) in entries.iter().enumerate() {
+        if std::env::var_os("CAUDAL_SIM_TRACE").is_some() {
+            println!("{e}");
+        }
         assert_eq!(*epoch, at as u64 + 1, "INV-2: an epoch is missing");
         assert_eq!(e["epoch"], *epoch);
         let g = e["generation"].as_u64().unwrap();
@@ -93,6 +96,10 @@ pub fn read(objects: &BTreeMap<String, Bytes>, keyed: &BTreeMap<TableName, bool>
     let (epoch, head) = entries.last()?;
     let mut state: State = keyed.keys().map(|t| (t.clone(), Vec::new())).collect();
     for (table, events) in events {
+        // Until the copy is complete, the log may speak of rows that are yet to come.
+        if !live.contains(&table) {
+            continue;
+        }
         let rows = fold(events, keyed[&table]);
         state.insert(table, rows);
     }
@@ -138,6 +145,11 @@ fn rows(bytes: &Bytes) -> Vec<Event> {
 /// Applies changes by `_seq`; at an equal one the truncation comes first.
 fn fold(mut events: Vec<Event>, keyed: bool) -> Vec<Row> {
     events.sort_by_key(|e| (e.seq, e.op != "t"));
+    // Changes beside a copy that was given up may concern rows that the lake never got;
+    // the next copy's truncation ends them.
+    if let Some(last) = events.iter().rposition(|e| e.op == "t") {
+        events.drain(..last);
+    }
     let mut rows: Vec<Row> = Vec::new();
     let mut by_key: BTreeMap<i64, Row> = BTreeMap::new();
     let mut removed: Option<Row> = None;

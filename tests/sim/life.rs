@@ -3,18 +3,17 @@
 use crate::lake;
 use async_trait::async_trait;
 use caudal::crash::CrashPoints;
-use caudal::staging::FileSettings;
 use caudal::status::StatusBoard;
 use caudal::supervise::{self, Goal, Outcome, Parts, Settings, SnapshotMode};
 use caudal_model::{Error, Kind, Result, TableName};
 use caudal_sinks::store::memory::StoreHook;
-use caudal_sinks::{CommitLog, Fault, FileOptions, MemoryStore, Operation};
+use caudal_sinks::{Codec, CommitLog, Fault, MemoryStore, Operation, WriterOptions};
 use caudal_sources::scripted::{Change, Row, Script};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use std::collections::BTreeMap;
 use std::ops::AddAssign;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
@@ -61,7 +60,8 @@ pub fn live(seed: u64) -> Tally {
         .build()
         .expect("a runtime");
     let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-        runtime.block_on(Life::new(seed).run())
+        let agents = tokio::task::LocalSet::new();
+        runtime.block_on(agents.run_until(Life::new(seed).run()))
     }));
     outcome.unwrap_or_else(|e| {
         eprintln!("the life of seed {seed} went wrong: CAUDAL_SIM_SEEDS={seed}..{}", seed + 1);
@@ -72,7 +72,9 @@ pub fn live(seed: u64) -> Tally {
 struct Faulty {
     dice: Dice,
     one_in: u32,
-    faults: AtomicU64,
+    faults: Arc<AtomicU64>,
+    /// The agent's process is gone: what its tasks still try does not reach the store.
+    dead: Arc<AtomicBool>,
 }
 
 #[async_trait]
@@ -86,6 +88,9 @@ impl StoreHook for Faulty {
         };
         if pause > 0 {
             tokio::time::sleep(Duration::from_millis(pause)).await;
+        }
+        if self.dead.load(Ordering::Relaxed) {
+            return Fault::Fail;
         }
         match kind {
             0 => return Fault::None,
@@ -108,6 +113,8 @@ struct Life {
     checkpoints: caudal_checkpoints::MemoryStore,
     model: BTreeMap<TableName, Vec<Row>>,
     next_id: i64,
+    /// Two agents ran at once.
+    rivals: bool,
     tally: Tally,
 }
 
@@ -127,6 +134,7 @@ impl Life {
             lake: MemoryStore::new(),
             checkpoints: caudal_checkpoints::MemoryStore::new(),
             next_id: 1,
+            rivals: false,
             tally: Tally::default(),
         };
         for _ in 0..life.roll(0..20) {
@@ -197,12 +205,10 @@ impl Life {
 
     fn parts(&self, store: MemoryStore, checkpoints: caudal_checkpoints::MemoryStore, crash: CrashPoints) -> Parts {
         let store: Arc<dyn caudal_sinks::Store> = Arc::new(store);
-        let mut options = FileOptions::new("sim");
-        options.compression = caudal_sinks::Compression::None;
+        let files = WriterOptions { compression: Codec::None, ..WriterOptions::default() };
         Parts {
             source: Arc::new(self.script.clone()),
-            log: Arc::new(CommitLog::new(store.clone(), "sim")),
-            store,
+            log: Arc::new(CommitLog::new(store, "sim")),
             checkpoints: Box::new(checkpoints),
             settings: Settings {
                 mode: SnapshotMode::Initial,
@@ -217,16 +223,20 @@ impl Life {
                 lag_every: Duration::from_secs(1),
                 first_pause: Duration::from_millis(5),
                 tick: Duration::from_millis(2),
-                files: FileSettings { options, hourly: false },
+                files,
             },
             board: StatusBoard::new("sim", "scripted"),
             crash,
         }
     }
 
-    fn crash_points(&self, one_in: u32) -> CrashPoints {
+    fn crash_points(&self, one_in: u32, dead: Arc<AtomicBool>) -> CrashPoints {
         let dice = self.dice.clone();
-        CrashPoints::hook(move |_| chance(&dice, one_in))
+        CrashPoints::hook(move |_| {
+            let dies = chance(&dice, one_in);
+            dead.fetch_or(dies, Ordering::Relaxed);
+            dies
+        })
     }
 
     async fn run(mut self) -> Tally {
@@ -245,19 +255,20 @@ impl Life {
         assert_eq!(lake.live.len(), self.tables.len(), "seed {}: tables not live", self.seed);
         let source = self.script.state_at(lake.position);
         assert_eq!(lake.state, source, "seed {}: the lake differs from the source", self.seed);
-        assert!(lake.unreferenced.is_empty(), "seed {}: left behind: {:?}", self.seed, lake.unreferenced);
-        assert!(self.lake.unfinished().is_empty(), "seed {}: unfinished uploads", self.seed);
+        // What a fenced agent uploads after the new owner has cleaned up is its own to remove;
+        // one that dies before it can leaves it to `sweep`.
+        if !self.rivals {
+            assert!(lake.unreferenced.is_empty(), "seed {}: left: {:?}", self.seed, lake.unreferenced);
+            assert!(self.lake.unfinished().is_empty(), "seed {}: unfinished uploads", self.seed);
+        }
         self.tally.commits = lake.epoch;
         self.tally
     }
 
     /// One agent, or two, until a crash, a stop or the end of their work.
     async fn round(&mut self) {
-        let faulty = Arc::new(Faulty {
-            dice: self.dice.clone(),
-            one_in: self.roll(15..200) as u32,
-            faults: AtomicU64::new(0),
-        });
+        let faults = Arc::new(AtomicU64::new(0));
+        let store_faults = self.roll(15..200) as u32;
         let dice = self.dice.clone();
         let source_faults = self.roll(50..1000) as u32;
         self.script.set_faults(Arc::new(move |call| {
@@ -276,10 +287,21 @@ impl Life {
         let goal = Goal { until_caught_up: self.roll(0..2) == 0, deadline: None };
         let stop = CancellationToken::new();
         let agent = |checkpoints: caudal_checkpoints::MemoryStore| {
-            let crash = self.crash_points(crash_one_in);
-            let parts = self.parts(self.lake.with_hook(faulty.clone()), checkpoints, crash);
+            let dead = Arc::new(AtomicBool::new(false));
+            let crash = self.crash_points(crash_one_in, dead.clone());
+            let faulty = Faulty {
+                dice: self.dice.clone(),
+                one_in: store_faults,
+                faults: faults.clone(),
+                dead: dead.clone(),
+            };
+            let parts = self.parts(self.lake.with_hook(Arc::new(faulty)), checkpoints, crash);
             let (goal, stop) = (goal.clone(), stop.clone());
-            tokio::spawn(async move { supervise::run(parts, &goal, &stop).await })
+            tokio::task::spawn_local(async move {
+                let outcome = supervise::run(parts, &goal, &stop).await;
+                dead.store(true, Ordering::Relaxed);
+                outcome
+            })
         };
         let first = agent(self.checkpoints.clone());
         // The second has a state directory of its own, as on another machine.
@@ -295,9 +317,10 @@ impl Life {
         stop.cancel();
         self.note(first.await);
         if let Some(second) = second {
+            self.rivals = true;
             self.note(second.await);
         }
-        self.tally.store_faults += faulty.faults.load(Ordering::Relaxed);
+        self.tally.store_faults += faults.load(Ordering::Relaxed);
     }
 
     /// An agent may end well, crash, or be fenced; anything else is a finding.

@@ -1,21 +1,30 @@
-//! probe
-use caudal_tests::{Server, Version};
-#[test]
-fn probe() {
-    for v in Version::ALL {
-        let t = std::time::Instant::now();
-        let s = Server::start::<&str>(v, &[]).unwrap();
-        println!("{v} started {:?} {:?}", t.elapsed(), s.address());
-        let t = std::time::Instant::now();
-        s.kill9().unwrap();
-        s.resume().unwrap();
-        s.restart().unwrap();
-        println!("{v} kill+restart {:?}", t.elapsed());
-    }
-    for v in Version::ALL {
-        let t = std::time::Instant::now();
-        let _a = Server::shared(v).unwrap();
-        let b = Server::shared(v).unwrap();
-        println!("{v} shared {:?} {:?}", t.elapsed(), b.address().port);
-    }
-}
+//! The behaviour suite: one file a behaviour, each written once and run on every source.
+//!
+//! A test drives the built agent as its users do (config file, signals, exit codes)
+//! against a real server, and the oracle says whether the lake equals the source. What
+//! a source must be able to do is in the behaviours; how its SQL differs is in the
+//! harness's dialect.
+
+mod load;
+mod trial;
+
+mod config_errors;
+mod key_change;
+mod keyless_table;
+mod large_transaction_streamed;
+mod many_tables;
+mod multi_table_transaction;
+mod restart;
+mod rocksdb_deleted;
+mod rollback_and_savepoint;
+mod s3_failing_and_slow;
+mod sigkill;
+mod sigterm;
+mod snapshot_only;
+mod snapshot_under_writes;
+mod tail_only;
+mod tls_verify_full;
+mod types_common;
+mod until_caught_up;
+mod wrong_password;
+mod zombie_fenced;

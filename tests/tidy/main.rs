@@ -153,7 +153,9 @@ fn only_start_names_concrete_sources_and_sinks() {
 fn files_are_short_or_say_why() {
     let mut findings = Vec::new();
     for file in Tree::read().files.iter().filter(|f| f.is_rust()) {
-        let count = file.text.lines().count();
+        // Tests beside the code are read with it, and do not make it longer.
+        let code = file.text.lines().position(|l| l == "#[cfg(test)]");
+        let count = code.unwrap_or_else(|| file.text.lines().count());
         let reason = file
             .text
             .lines()
@@ -169,7 +171,8 @@ fn files_are_short_or_say_why() {
             )),
             _ => {}
         }
-        if !file.text.starts_with("//!") && !file.text.starts_with("#!") {
+        let is_tests = file.path.ends_with("tests.rs");
+        if !is_tests && !file.text.starts_with("//!") {
             findings.push(format!(
                 "{}: no `//!` header says what the file owns",
                 file.path

@@ -156,7 +156,10 @@ pub fn use_statements(file: &File) -> Vec<(usize, String)> {
 pub fn spoken_paths(tree: &Tree, line: &str) -> Vec<String> {
     let outside = |c: char| c.is_whitespace() || "`\"'()[],;|=".contains(c);
     line.split(outside)
-        .map(|word| word.trim_start_matches("./").trim_end_matches(['.', ':']))
+        .map(|word| {
+            word.trim_start_matches("./")
+                .trim_end_matches(['.', ':', '}'])
+        })
         .filter(|word| !word.contains(['*', '<', '{', '…', '$', '\\']))
         .filter_map(|word| {
             // `path:12` points at a line.

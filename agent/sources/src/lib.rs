@@ -122,6 +122,9 @@ pub struct TrackedTable {
     pub next_column_id: i32,
     /// INV-6: changes of the transactions that this exact read saw are left out.
     pub mark: Option<Mark>,
+    /// The table is being copied: the lake may not hold the row that a key change
+    /// removes, so nothing can be filled from it. [`Tail::live`] ends this.
+    pub copying: bool,
 }
 
 /// What [`Tail::next`] has to say.
@@ -230,6 +233,9 @@ pub trait Tail: Send {
     /// Carries one more table, or one more time after a new copy began. Takes effect
     /// for the events that [`Tail::next`] has not yet returned.
     fn track(&mut self, table: TrackedTable);
+
+    /// The table's copy is complete: from now on the lake holds every row.
+    fn live(&mut self, table: &TableName);
 
     /// Leaves a table's changes out from now on.
     fn untrack(&mut self, table: &TableName);

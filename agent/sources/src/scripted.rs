@@ -270,22 +270,30 @@ impl Source for Script {
     }
 }
 
+struct Carried {
+    schema: Arc<TableSchema>,
+    mark: u64,
+    copying: bool,
+}
+
 struct ScriptedTail {
     script: Script,
     /// Transactions delivered.
     at: u64,
     /// Changes of the next one that are in the buffer already.
     within: usize,
-    tables: HashMap<TableName, (Arc<TableSchema>, u64)>,
+    tables: HashMap<TableName, Carried>,
 }
 
 impl ScriptedTail {
     /// Appends one change; those that an exact read saw are left out (INV-6).
     fn append(&self, number: u64, change: &Change, into: &mut ChangeBuffer) {
-        let Some((schema, mark)) = self.tables.get(change.table()) else { return };
+        let Some(Carried { schema, mark, copying }) = self.tables.get(change.table()) else { return };
         if number <= *mark {
             return;
         }
+        // The row that the key change removes may be missing while the table is copied.
+        let whole = |old: &Row, new: &Row| *copying || old.big != new.big;
         match change {
             Change::Insert(_, row) => push_row(into, schema, Op::Insert, row, true),
             Change::Delete(_, row) => push_row(into, schema, Op::Delete, row, true),
@@ -295,7 +303,7 @@ impl ScriptedTail {
             }
             Change::Update(_, old, new) if old.id != new.id => {
                 push_row(into, schema, Op::Delete, old, true);
-                push_row(into, schema, Op::Insert, new, old.big != new.big);
+                push_row(into, schema, Op::Insert, new, whole(old, new));
             }
             Change::Update(_, old, new) => {
                 push_row(into, schema, Op::Update, new, old.big != new.big);
@@ -349,7 +357,14 @@ impl Tail for ScriptedTail {
 
     fn track(&mut self, table: TrackedTable) {
         let mark = table.mark.and_then(|m| m.parse().ok()).unwrap_or(0);
-        self.tables.insert(table.schema.table.clone(), (table.schema, mark));
+        let TrackedTable { schema, copying, .. } = table;
+        self.tables.insert(schema.table.clone(), Carried { schema, mark, copying });
+    }
+
+    fn live(&mut self, table: &TableName) {
+        if let Some(t) = self.tables.get_mut(table) {
+            t.copying = false;
+        }
     }
 
     fn untrack(&mut self, table: &TableName) {

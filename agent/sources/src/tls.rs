@@ -15,7 +15,9 @@ use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
-use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
+};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -39,23 +41,34 @@ pub fn client_config(options: &TlsOptions) -> Result<Option<Arc<ClientConfig>>> 
         (None, None) => builder.with_no_client_auth(),
         (Some(cert), Some(key)) => {
             let chain = certificates(cert, "cert_file")?;
-            let key = PrivateKeyDer::from_pem_file(key)
-                .map_err(|e| file_error("key_file", key, "no private key in PEM form").caused_by(e))?;
+            let key = PrivateKeyDer::from_pem_file(key).map_err(|e| {
+                file_error("key_file", key, "no private key in PEM form").caused_by(e)
+            })?;
             builder.with_client_auth_cert(chain, key).map_err(|e| {
-                Error::fatal(Kind::Config, "cert_file and key_file do not belong together").caused_by(e)
+                Error::fatal(
+                    Kind::Config,
+                    "cert_file and key_file do not belong together",
+                )
+                .caused_by(e)
             })?
         }
         _ => {
-            return Err(Error::fatal(Kind::Config, "a client certificate needs cert_file and key_file")
-                .hint("set both or neither in [source]"));
+            return Err(Error::fatal(
+                Kind::Config,
+                "a client certificate needs cert_file and key_file",
+            )
+            .hint("set both or neither in [source]"));
         }
     };
     Ok(Some(Arc::new(config)))
 }
 
 fn file_error(key: &str, path: &Path, what: &str) -> Error {
-    Error::fatal(Kind::Config, format!("[source] {key}: {}: {what}", path.display()))
-        .hint(format!("give {key} the path of a readable PEM file"))
+    Error::fatal(
+        Kind::Config,
+        format!("[source] {key}: {}: {what}", path.display()),
+    )
+    .hint(format!("give {key} the path of a readable PEM file"))
 }
 
 fn certificates(path: &Path, key: &str) -> Result<Vec<CertificateDer<'static>>> {
@@ -91,14 +104,19 @@ fn verifier(options: &TlsOptions, provider: &Arc<CryptoProvider>) -> Result<Veri
         None => {
             roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
             if roots.is_empty() {
-                return Err(Error::fatal(Kind::Config, "the system has no certificate authorities")
-                    .hint("install ca-certificates, or set [source] ca_file"));
+                return Err(Error::fatal(
+                    Kind::Config,
+                    "the system has no certificate authorities",
+                )
+                .hint("install ca-certificates, or set [source] ca_file"));
             }
         }
     }
     let chain = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider.clone())
         .build()
-        .map_err(|e| Error::fatal(Kind::Config, "the certificate authorities cannot be used").caused_by(e))?;
+        .map_err(|e| {
+            Error::fatal(Kind::Config, "the certificate authorities cannot be used").caused_by(e)
+        })?;
     verifier.chain = Some(chain);
     Ok(verifier)
 }
@@ -124,7 +142,11 @@ impl ServerCertVerifier for Verifier {
         let Some(chain) = &self.chain else {
             return Ok(ServerCertVerified::assertion());
         };
-        if self.pinned.iter().any(|p| p.as_ref() == end_entity.as_ref()) {
+        if self
+            .pinned
+            .iter()
+            .any(|p| p.as_ref() == end_entity.as_ref())
+        {
             if self.names {
                 let parsed = ParsedCertificate::try_from(end_entity)?;
                 rustls::client::verify_server_name(&parsed, server_name)?;
@@ -160,7 +182,9 @@ impl ServerCertVerifier for Verifier {
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
+        self.provider
+            .signature_verification_algorithms
+            .supported_schemes()
     }
 }
 
@@ -169,19 +193,29 @@ mod tests {
     use super::*;
 
     fn options(mode: TlsMode) -> TlsOptions {
-        TlsOptions { mode, ca_file: None, cert_file: None, key_file: None }
+        TlsOptions {
+            mode,
+            ca_file: None,
+            cert_file: None,
+            key_file: None,
+        }
     }
 
     #[test]
     fn plain_text_needs_no_configuration_and_bad_files_are_named() {
         assert!(client_config(&options(TlsMode::Disable)).unwrap().is_none());
         assert!(client_config(&options(TlsMode::Require)).unwrap().is_some());
-        let missing =
-            TlsOptions { ca_file: Some("/no/such/ca.pem".into()), ..options(TlsMode::VerifyFull) };
+        let missing = TlsOptions {
+            ca_file: Some("/no/such/ca.pem".into()),
+            ..options(TlsMode::VerifyFull)
+        };
         let error = client_config(&missing).unwrap_err();
         assert_eq!(error.kind(), Kind::Config);
         assert!(error.to_string().contains("/no/such/ca.pem"), "{error}");
-        let half = TlsOptions { cert_file: Some("c".into()), ..options(TlsMode::Require) };
+        let half = TlsOptions {
+            cert_file: Some("c".into()),
+            ..options(TlsMode::Require)
+        };
         assert_eq!(client_config(&half).unwrap_err().kind(), Kind::Config);
     }
 }

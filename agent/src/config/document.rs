@@ -39,6 +39,12 @@ pub(super) struct Problem {
     message: String,
 }
 
+impl Problem {
+    pub(super) fn key(&self) -> &str {
+        &self.key
+    }
+}
+
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.place {

@@ -16,6 +16,7 @@ mod tests;
 
 use crate::secret::SecretRef;
 use caudal_model::{Error, Kind, Result, Selection, TableName};
+use caudal_sinks::StoreOptions;
 use caudal_sources::{SourceOptions, TableOptions, TlsMode, TlsOptions};
 use document::{Document, Problem};
 use schemars::JsonSchema;
@@ -503,7 +504,12 @@ impl Config {
     ) -> Result<Config> {
         let mut document = Document::parse(text, name).map_err(|p| report(&[p]))?;
         let mut problems = shape::override_from(&mut document, environment);
-        problems.extend(shape::problems(&document));
+        for problem in shape::problems(&document) {
+            // A variable that did not parse is in the tree without its value.
+            if !problems.iter().any(|p| p.key() == problem.key()) {
+                problems.push(problem);
+            }
+        }
         if !problems.is_empty() {
             return Err(report(&problems));
         }
@@ -542,6 +548,17 @@ impl Config {
     /// Where the server listens; `None` when it is off.
     pub fn http_listen(&self) -> Option<&str> {
         (self.http.listen != "off").then_some(self.http.listen.as_str())
+    }
+
+    /// How the store is reached.
+    pub fn store_options(&self) -> StoreOptions {
+        let s = &self.sink;
+        StoreOptions {
+            endpoint: s.endpoint.clone(),
+            region: s.region.clone(),
+            path_style: s.path_style.unwrap_or(s.endpoint.is_some()),
+            sse_kms_key_id: s.sse_kms_key_id.clone(),
+        }
     }
 
     /// Everything that the source needs, with its secrets fetched.

@@ -5,7 +5,7 @@
 //! (so that the file's shape is settled) and every value but the default is refused.
 
 use super::document::Problem;
-use super::{Config, SnapshotMode, SourceKind, Tls, units};
+use super::{Config, SourceKind, Tls, units};
 use caudal_model::{Selection, TableName};
 use std::collections::HashSet;
 use std::time::Duration;
@@ -240,23 +240,28 @@ fn sink(c: &mut Checker<'_>) {
         );
         false
     } else {
-        c.refuse(
-            "sink.url",
-            format!("`{url}` is neither s3://bucket/prefix nor file:///path"),
-        );
+        c.refuse("sink.url", "must be s3://bucket/prefix or file:///path");
         return;
     };
-    if url.contains(['?', '#']) || url.split('/').any(|part| part == "..") {
-        c.refuse("sink.url", "must not hold `?`, `#` or `..`");
+    if url.contains(['?', '#', '@']) || url.split('/').any(|part| matches!(part, "." | "..")) {
+        c.refuse(
+            "sink.url",
+            "must not hold `?`, `#`, `@`, `.` or `..` as a part of its path",
+        );
     }
     if let Some(endpoint) = &s.endpoint {
         let host = endpoint
             .strip_prefix("http://")
             .or_else(|| endpoint.strip_prefix("https://"));
         c.refuse_if(
-            !host.is_some_and(|h| !h.is_empty()),
+            host.is_none_or(str::is_empty),
             "sink.endpoint",
             "must be a URL, such as \"http://127.0.0.1:9000\"",
+        );
+        c.refuse_if(
+            endpoint.contains('@'),
+            "sink.endpoint",
+            "must not hold credentials; they come from the environment, as for every AWS program",
         );
     }
     if !is_s3 {
@@ -296,7 +301,7 @@ fn http(c: &mut Checker<'_>) {
     };
     let port = listen.rsplit_once(':').filter(|(host, _)| !host.is_empty());
     c.refuse_if(
-        !port.is_some_and(|(_, port)| port.parse::<u16>().is_ok()),
+        port.is_none_or(|(_, port)| port.parse::<u16>().is_err()),
         "http.listen",
         format!("`{listen}` is not an address and port, such as \"127.0.0.1:9464\", or \"off\""),
     );
@@ -307,11 +312,6 @@ fn unsupported(c: &mut Checker<'_>) {
     let f = c.config;
     let changed = [
         ("tables.hash_salt", f.tables.hash_salt.is_some()),
-        ("snapshot.mode", f.snapshot.mode != SnapshotMode::Initial),
-        (
-            "snapshot.max_source_rows_per_second",
-            f.snapshot.max_source_rows_per_second != 0,
-        ),
         (
             "sink.retain_changes",
             f.sink.retain_changes != super::thirty_days(),

@@ -30,11 +30,18 @@ fn ok<T>(result: Result<T>) -> T {
 }
 
 async fn keys(store: &dyn Store, prefix: &str, after: Option<&str>, limit: usize) -> Vec<String> {
-    ok(store.list(prefix, after, limit).await).into_iter().map(|o| o.key).collect()
+    ok(store.list(prefix, after, limit).await)
+        .into_iter()
+        .map(|o| o.key)
+        .collect()
 }
 
 async fn put(store: &dyn Store, key: &str, bytes: impl Into<Bytes>) {
-    assert_eq!(ok(store.put_if_absent(key, bytes.into()).await), PutOutcome::Created, "{key}");
+    assert_eq!(
+        ok(store.put_if_absent(key, bytes.into()).await),
+        PutOutcome::Created,
+        "{key}"
+    );
 }
 
 async fn upload(store: &dyn Store, key: &str, chunks: &[Bytes]) {
@@ -47,7 +54,8 @@ async fn upload(store: &dyn Store, key: &str, chunks: &[Bytes]) {
 
 /// A pattern that shows a chunk left out, doubled or moved.
 fn pattern(seed: u32, bytes: usize) -> Bytes {
-    let words = (0..bytes.div_ceil(4) as u32).flat_map(|i| (i ^ seed).wrapping_mul(0x9E37_79B1).to_le_bytes());
+    let words = (0..bytes.div_ceil(4) as u32)
+        .flat_map(|i| (i ^ seed).wrapping_mul(0x9E37_79B1).to_le_bytes());
     words.take(bytes).collect::<Vec<u8>>().into()
 }
 
@@ -72,7 +80,11 @@ async fn one_creator_wins(store: Arc<dyn Store>) {
         assert_eq!(winners.len(), 1, "exactly one creator wins: {winners:?}");
         let body = ok(store.get(&key).await);
         let expected = format!("racer {}", winners[0]).repeat(200);
-        assert_eq!(body.as_deref(), Some(expected.as_bytes()), "the winner's bytes are there");
+        assert_eq!(
+            body.as_deref(),
+            Some(expected.as_bytes()),
+            "the winner's bytes are there"
+        );
     }
 }
 
@@ -90,7 +102,11 @@ async fn an_object_is_read_back_whole(store: Arc<dyn Store>) {
         put(&*store, key, pattern(i as u32, 1000)).await;
         let again = ok(store.put_if_absent(key, Bytes::from_static(b"other")).await);
         assert_eq!(again, PutOutcome::Exists, "{key}");
-        assert_eq!(ok(store.get(key).await), Some(pattern(i as u32, 1000)), "{key}");
+        assert_eq!(
+            ok(store.get(key).await),
+            Some(pattern(i as u32, 1000)),
+            "{key}"
+        );
     }
     put(&*store, "empty", Bytes::new()).await;
     assert_eq!(ok(store.get("empty").await), Some(Bytes::new()));
@@ -129,7 +145,10 @@ async fn a_finished_upload_replaces(store: Arc<dyn Store>) {
     assert_eq!(ok(store.get("k").await), Some(pattern(1, 5000)));
     ok(second.finish().await);
     assert_eq!(ok(store.get("k").await), Some(pattern(2, 10)));
-    assert_eq!(ok(store.put_if_absent("k", Bytes::new()).await), PutOutcome::Exists);
+    assert_eq!(
+        ok(store.put_if_absent("k", Bytes::new()).await),
+        PutOutcome::Exists
+    );
 }
 
 async fn uploads_of_any_length_arrive(store: Arc<dyn Store>) {
@@ -144,12 +163,20 @@ async fn uploads_of_any_length_arrive(store: Arc<dyn Store>) {
     ];
     for (i, lengths) in lengths.iter().enumerate() {
         let key = format!("large/{i}");
-        let chunks: Vec<Bytes> =
-            lengths.iter().enumerate().map(|(n, l)| pattern(n as u32, *l)).collect();
+        let chunks: Vec<Bytes> = lengths
+            .iter()
+            .enumerate()
+            .map(|(n, l)| pattern(n as u32, *l))
+            .collect();
         upload(&*store, &key, &chunks).await;
         let whole = chunks.concat();
         let read = ok(store.get(&key).await).unwrap_or_default();
-        assert!(read == whole, "{key}: {} of {} bytes, or others", read.len(), whole.len());
+        assert!(
+            read == whole,
+            "{key}: {} of {} bytes, or others",
+            read.len(),
+            whole.len()
+        );
         let listed = ok(store.list(&key, None, 1).await);
         assert_eq!(listed.first().map(|o| o.bytes), Some(whole.len() as u64));
     }
@@ -180,28 +207,60 @@ async fn listings_are_ordered_and_bounded(store: Arc<dyn Store>) {
     all.sort_unstable();
     assert_eq!(keys(&*store, "", None, 1000).await, all);
     assert_eq!(keys(&*store, "s/", None, 1000).await.len(), all.len() - 3);
-    assert_eq!(keys(&*store, "s/_log/", None, 3).await, all_of(&all, "s/_log/", 0, 3));
+    assert_eq!(
+        keys(&*store, "s/_log/", None, 3).await,
+        all_of(&all, "s/_log/", 0, 3)
+    );
     let after = format!("s/_log/{:020}.json", 6);
-    assert_eq!(keys(&*store, "s/_log/", Some(&after), 4).await, all_of(&all, "s/_log/", 7, 4));
+    assert_eq!(
+        keys(&*store, "s/_log/", Some(&after), 4).await,
+        all_of(&all, "s/_log/", 7, 4)
+    );
     // Between two keys, before the prefix, after everything below it.
     let between = format!("s/_log/{:020}", 6);
-    assert_eq!(keys(&*store, "s/_log/", Some(&between), 1).await, all_of(&all, "s/_log/", 6, 1));
-    assert_eq!(keys(&*store, "s/_log/", Some("a"), 1).await, all_of(&all, "s/_log/", 0, 1));
-    assert!(keys(&*store, "s/_log/", Some("s/_log/9"), 10).await.is_empty());
+    assert_eq!(
+        keys(&*store, "s/_log/", Some(&between), 1).await,
+        all_of(&all, "s/_log/", 6, 1)
+    );
+    assert_eq!(
+        keys(&*store, "s/_log/", Some("a"), 1).await,
+        all_of(&all, "s/_log/", 0, 1)
+    );
+    assert!(
+        keys(&*store, "s/_log/", Some("s/_log/9"), 10)
+            .await
+            .is_empty()
+    );
     assert!(keys(&*store, "s/_log/", Some("t"), 10).await.is_empty());
     assert!(keys(&*store, "nothing/", None, 10).await.is_empty());
     // A prefix need not end at a slash.
     assert_eq!(keys(&*store, "s/a", None, 10).await, ["s/a-b/c", "s/a/b"]);
-    assert_eq!(keys(&*store, "", Some("s/a"), 10).await, ["s/a-b/c", "s/a/b", "s0"]);
+    assert_eq!(
+        keys(&*store, "", Some("s/a"), 10).await,
+        ["s/a-b/c", "s/a/b", "s0"]
+    );
     assert_eq!(keys(&*store, "", Some("s/a/b"), 10).await, ["s0"]);
 }
 
 fn all_of(all: &[String], prefix: &str, skip: usize, take: usize) -> Vec<String> {
-    all.iter().filter(|k| k.starts_with(prefix)).skip(skip).take(take).cloned().collect()
+    all.iter()
+        .filter(|k| k.starts_with(prefix))
+        .skip(skip)
+        .take(take)
+        .cloned()
+        .collect()
 }
 
 async fn directories_are_listed(store: Arc<dyn Store>) {
-    for key in ["s/b/1", "s/b/2/x", "s/a-b/1", "s/a/1", "s/d e/ü/1", "s/file", "sx/no/1"] {
+    for key in [
+        "s/b/1",
+        "s/b/2/x",
+        "s/a-b/1",
+        "s/a/1",
+        "s/d e/ü/1",
+        "s/file",
+        "sx/no/1",
+    ] {
         put(&*store, key, "x").await;
     }
     assert_eq!(ok(store.list_dirs("s/").await), ["a", "a-b", "b", "d e"]);
@@ -209,7 +268,9 @@ async fn directories_are_listed(store: Arc<dyn Store>) {
     assert_eq!(ok(store.list_dirs("s/d e/").await), ["ü"]);
     assert!(ok(store.list_dirs("s/none/").await).is_empty());
     // A directory is its objects: it ends with the last one.
-    ok(store.delete(&["s/a/1".to_owned(), "s/d e/ü/1".to_owned()]).await);
+    ok(store
+        .delete(&["s/a/1".to_owned(), "s/d e/ü/1".to_owned()])
+        .await);
     assert_eq!(ok(store.list_dirs("s/").await), ["a-b", "b"]);
 }
 
@@ -240,6 +301,13 @@ async fn dead_uploads_are_aborted(store: Arc<dyn Store>) {
     for upload in uploads {
         finished.push(upload.finish().await.is_ok());
     }
-    assert_eq!(finished, [false, true, true], "an aborted upload cannot finish");
-    assert_eq!(keys(&*store, "", None, 10).await, ["other/dead 2", "s/live"]);
+    assert_eq!(
+        finished,
+        [false, true, true],
+        "an aborted upload cannot finish"
+    );
+    assert_eq!(
+        keys(&*store, "", None, 10).await,
+        ["other/dead 2", "s/live"]
+    );
 }

@@ -46,7 +46,10 @@ impl LocalStore {
     /// [`Kind::Prerequisite`] if it cannot be made or written to.
     pub async fn open(root: impl Into<PathBuf>) -> Result<Self> {
         let root: PathBuf = root.into();
-        let inner = Arc::new(Inner { root, synced: Mutex::default() });
+        let inner = Arc::new(Inner {
+            root,
+            synced: Mutex::default(),
+        });
         let made = inner.clone();
         blocking(move || {
             let staging = made.root.join(STAGING);
@@ -68,9 +71,12 @@ impl LocalStore {
 }
 
 fn refused(path: &Path, e: io::Error) -> Error {
-    Error::fatal(Kind::Prerequisite, format!("cannot use the directory {}", path.display()))
-        .hint("give caudal's user the right to make and write this directory, or change sink.url")
-        .caused_by(e)
+    Error::fatal(
+        Kind::Prerequisite,
+        format!("cannot use the directory {}", path.display()),
+    )
+    .hint("give caudal's user the right to make and write this directory, or change sink.url")
+    .caused_by(e)
 }
 
 fn failed(doing: &str, path: &Path, e: io::Error) -> Error {
@@ -92,7 +98,9 @@ fn failed(doing: &str, path: &Path, e: io::Error) -> Error {
     error.caused_by(e)
 }
 
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
     tokio::task::spawn_blocking(work)
         .await
         .map_err(|e| Error::bug("file work ended abnormally").caused_by(e))?
@@ -107,14 +115,19 @@ impl Inner {
     fn below(&self, dir: &Path, key: &str) -> Result<PathBuf> {
         let bad = |s: &str| s.is_empty() || s == "." || s == ".." || s.contains('\0');
         if key.split('/').any(bad) || key == STAGING || key.starts_with(".staging/") {
-            return Err(Error::bug(format!("`{key}` is not a key that a directory can hold")));
+            return Err(Error::bug(format!(
+                "`{key}` is not a key that a directory can hold"
+            )));
         }
         Ok(dir.join(key))
     }
 
     fn new_temporary(&self, key: &str, mark: &str) -> Result<(PathBuf, File)> {
         let nonce: u64 = rand::random();
-        let path = self.below(&self.root.join(STAGING), &format!("{key}{mark}{nonce:016x}"))?;
+        let path = self.below(
+            &self.root.join(STAGING),
+            &format!("{key}{mark}{nonce:016x}"),
+        )?;
         if let Some(dir) = path.parent() {
             fs::create_dir_all(dir).map_err(|e| failed("make", dir, e))?;
         }
@@ -124,21 +137,31 @@ impl Inner {
 
     /// Makes the directory of `path`, durably.
     fn make_parent(&self, path: &Path) -> Result<()> {
-        let Some(parent) = path.parent() else { return Ok(()) };
+        let Some(parent) = path.parent() else {
+            return Ok(());
+        };
         let known = |dir: &Path| {
-            self.synced.lock().unwrap_or_else(PoisonError::into_inner).contains(dir)
+            self.synced
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .contains(dir)
         };
         if known(parent) {
             return Ok(());
         }
         fs::create_dir_all(parent).map_err(|e| failed("make", parent, e))?;
-        let mut dirs: Vec<&Path> =
-            parent.ancestors().take_while(|d| *d != self.root && !known(d)).collect();
+        let mut dirs: Vec<&Path> = parent
+            .ancestors()
+            .take_while(|d| *d != self.root && !known(d))
+            .collect();
         // From the top: a directory counts as durable only when those above it are.
         dirs.reverse();
         for dir in dirs {
             sync_parent(dir)?;
-            self.synced.lock().unwrap_or_else(PoisonError::into_inner).insert(dir.to_owned());
+            self.synced
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .insert(dir.to_owned());
         }
         Ok(())
     }
@@ -170,17 +193,30 @@ impl Inner {
         prefix: &str,
         dead: &(dyn for<'k> Fn(&'k str) -> bool + Sync),
     ) -> Result<usize> {
-        let staging = Inner { root: self.root.join(STAGING), synced: Mutex::default() };
+        let staging = Inner {
+            root: self.root.join(STAGING),
+            synced: Mutex::default(),
+        };
         let mut found = Vec::new();
-        staging.walk(&staging.root, "", &Range { prefix, after: "", limit: usize::MAX }, &mut found)?;
+        staging.walk(
+            &staging.root,
+            "",
+            &Range {
+                prefix,
+                after: "",
+                limit: usize::MAX,
+            },
+            &mut found,
+        )?;
         let mut aborted = 0;
         for ListedObject { key: file, .. } in found {
             let path = staging.root.join(&file);
-            let (leftover, is_upload) = match (file.rsplit_once(UPLOAD_MARK), file.contains(PUT_MARK)) {
-                (Some((key, _)), _) => (key.starts_with(prefix) && dead(key), true),
-                (None, true) => (age(&path) > PUT_TIME_LIMIT, false),
-                (None, false) => (false, false),
-            };
+            let (leftover, is_upload) =
+                match (file.rsplit_once(UPLOAD_MARK), file.contains(PUT_MARK)) {
+                    (Some((key, _)), _) => (key.starts_with(prefix) && dead(key), true),
+                    (None, true) => (age(&path) > PUT_TIME_LIMIT, false),
+                    (None, false) => (false, false),
+                };
             if !leftover {
                 continue;
             }
@@ -214,7 +250,10 @@ impl Inner {
             } else if key.starts_with(range.prefix) && *key > *range.after {
                 let path = self.root.join(&key);
                 match fs::symlink_metadata(&path) {
-                    Ok(m) => found.push(ListedObject { key, bytes: m.len() }),
+                    Ok(m) => found.push(ListedObject {
+                        key,
+                        bytes: m.len(),
+                    }),
                     Err(e) if e.kind() == ErrorKind::NotFound => {}
                     Err(e) => return Err(failed("read", &path, e)),
                 }
@@ -238,7 +277,9 @@ impl Inner {
             let entry = entry.map_err(|e| failed("read", dir, e))?;
             let file_type = entry.file_type().map_err(|e| failed("read", dir, e))?;
             // A name that is not UTF-8 is none of ours.
-            let Ok(name) = entry.file_name().into_string() else { continue };
+            let Ok(name) = entry.file_name().into_string() else {
+                continue;
+            };
             if dir_key.is_empty() && name == STAGING {
                 continue;
             }
@@ -251,7 +292,16 @@ impl Inner {
 
     fn has_objects(&self, dir: &Path, dir_key: &str) -> Result<bool> {
         let mut found = Vec::new();
-        self.walk(dir, dir_key, &Range { prefix: "", after: "", limit: 1 }, &mut found)?;
+        self.walk(
+            dir,
+            dir_key,
+            &Range {
+                prefix: "",
+                after: "",
+                limit: 1,
+            },
+            &mut found,
+        )?;
         Ok(!found.is_empty())
     }
 }
@@ -264,12 +314,19 @@ struct Range<'a> {
 
 fn age(path: &Path) -> Duration {
     let modified = fs::metadata(path).and_then(|m| m.modified());
-    modified.ok().and_then(|m| m.elapsed().ok()).unwrap_or_default()
+    modified
+        .ok()
+        .and_then(|m| m.elapsed().ok())
+        .unwrap_or_default()
 }
 
 fn sync_parent(path: &Path) -> Result<()> {
-    let Some(dir) = path.parent() else { return Ok(()) };
-    File::open(dir).and_then(|d| d.sync_all()).map_err(|e| failed("sync", dir, e))
+    let Some(dir) = path.parent() else {
+        return Ok(());
+    };
+    File::open(dir)
+        .and_then(|d| d.sync_all())
+        .map_err(|e| failed("sync", dir, e))
 }
 
 #[async_trait]
@@ -305,7 +362,12 @@ impl Store for LocalStore {
         let (object, key) = (inner.object(key)?, key.to_owned());
         blocking(move || {
             let (temporary, file) = inner.new_temporary(&key, UPLOAD_MARK)?;
-            Ok(Box::new(LocalUpload { inner, object, temporary, file: Some(file) }) as _)
+            Ok(Box::new(LocalUpload {
+                inner,
+                object,
+                temporary,
+                file: Some(file),
+            }) as _)
         })
         .await
     }
@@ -322,7 +384,11 @@ impl Store for LocalStore {
             // Begin at the deepest directory that the prefix names.
             let dir_key = prefix.rfind('/').map_or("", |slash| &prefix[..=slash]);
             let mut found = Vec::new();
-            let range = Range { prefix: &prefix, after: &after, limit };
+            let range = Range {
+                prefix: &prefix,
+                after: &after,
+                limit,
+            };
             inner.walk(&inner.root.join(dir_key), dir_key, &range, &mut found)?;
             Ok(found)
         })
@@ -350,12 +416,16 @@ impl Store for LocalStore {
 
     async fn delete(&self, keys: &[String]) -> Result<()> {
         let inner = self.inner.clone();
-        let paths = keys.iter().map(|k| inner.object(k)).collect::<Result<Vec<_>>>()?;
+        let paths = keys
+            .iter()
+            .map(|k| inner.object(k))
+            .collect::<Result<Vec<_>>>()?;
         blocking(move || {
             for path in paths {
                 match fs::remove_file(&path) {
                     Ok(()) => {}
-                    Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {}
+                    Err(e)
+                        if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {}
                     Err(e) => return Err(failed("remove", &path, e)),
                 }
             }
@@ -384,7 +454,10 @@ struct LocalUpload {
 
 impl LocalUpload {
     fn broken(&self) -> Error {
-        Error::retryable(Kind::Store, format!("writing {} failed before", self.object.display()))
+        Error::retryable(
+            Kind::Store,
+            format!("writing {} failed before", self.object.display()),
+        )
     }
 }
 
@@ -394,7 +467,8 @@ impl Upload for LocalUpload {
         let mut file = self.file.take().ok_or_else(|| self.broken())?;
         let temporary = self.temporary.clone();
         let file = blocking(move || {
-            file.write_all(&bytes).map_err(|e| failed("write", &temporary, e))?;
+            file.write_all(&bytes)
+                .map_err(|e| failed("write", &temporary, e))?;
             Ok(file)
         })
         .await?;
@@ -405,7 +479,8 @@ impl Upload for LocalUpload {
     async fn finish(mut self: Box<Self>) -> Result<()> {
         let file = self.file.take().ok_or_else(|| self.broken())?;
         blocking(move || {
-            file.sync_all().map_err(|e| failed("sync", &self.temporary, e))?;
+            file.sync_all()
+                .map_err(|e| failed("sync", &self.temporary, e))?;
             self.inner.make_parent(&self.object)?;
             fs::rename(&self.temporary, &self.object)
                 .map_err(|e| failed("create", &self.object, e))?;
@@ -444,9 +519,21 @@ mod tests {
     async fn keys_that_leave_the_directory_are_refused() {
         let dir = tempfile::tempdir().unwrap();
         let store = LocalStore::open(dir.path().join("lake")).await.unwrap();
-        for key in ["", "/etc/x", "../x", "a/../b", "a//b", "a/./b", ".staging/x", "a/"] {
+        for key in [
+            "",
+            "/etc/x",
+            "../x",
+            "a/../b",
+            "a//b",
+            "a/./b",
+            ".staging/x",
+            "a/",
+        ] {
             assert_eq!(store.get(key).await.unwrap_err().kind(), Kind::Bug, "{key}");
-            assert!(store.put_if_absent(key, Bytes::new()).await.is_err(), "{key}");
+            assert!(
+                store.put_if_absent(key, Bytes::new()).await.is_err(),
+                "{key}"
+            );
         }
     }
 
@@ -461,7 +548,10 @@ mod tests {
         drop(upload);
         // A process that is gone leaves it; another one finds it by its key.
         let other = LocalStore::open(dir.path()).await.unwrap();
-        assert_eq!(other.abort_uploads("s/", &|k| k == "s/t/x").await.unwrap(), 1);
+        assert_eq!(
+            other.abort_uploads("s/", &|k| k == "s/t/x").await.unwrap(),
+            1
+        );
         assert_eq!(other.abort_uploads("", &|_| true).await.unwrap(), 0);
     }
 

@@ -94,7 +94,10 @@ impl MemoryStore {
 
     /// A handle on the same objects whose operations go through `hook`.
     pub fn with_hook(&self, hook: Arc<dyn StoreHook>) -> Self {
-        MemoryStore { state: self.state.clone(), hook: Some(hook) }
+        MemoryStore {
+            state: self.state.clone(),
+            hook: Some(hook),
+        }
     }
 
     /// Every object, as it is now; no hook sees this.
@@ -133,7 +136,11 @@ impl MemoryStore {
             state.operations += 1;
             state.operations
         };
-        let operation = Operation { kind, key: key.to_owned(), number };
+        let operation = Operation {
+            kind,
+            key: key.to_owned(),
+            number,
+        };
         let fault = match &self.hook {
             Some(hook) => hook.before(&operation).await,
             None => Fault::None,
@@ -148,7 +155,11 @@ impl MemoryStore {
         if let Some(hook) = &self.hook {
             hook.after(&operation).await;
         }
-        if fault == Fault::LoseReply { Err(error("lost reply")) } else { Ok(value) }
+        if fault == Fault::LoseReply {
+            Err(error("lost reply"))
+        } else {
+            Ok(value)
+        }
     }
 }
 
@@ -170,7 +181,10 @@ impl Store for MemoryStore {
     }
 
     async fn get(&self, key: &str) -> Result<Option<Bytes>> {
-        self.run(OperationKind::Get, key, |state| state.objects.get(key).cloned()).await
+        self.run(OperationKind::Get, key, |state| {
+            state.objects.get(key).cloned()
+        })
+        .await
     }
 
     async fn upload(&self, key: &str) -> Result<Box<dyn Upload>> {
@@ -182,7 +196,12 @@ impl Store for MemoryStore {
             })
             .await?;
         let (store, key) = (self.clone(), key.to_owned());
-        Ok(Box::new(MemoryUpload { store, key, id, bytes: BytesMut::new() }))
+        Ok(Box::new(MemoryUpload {
+            store,
+            key,
+            id,
+            bytes: BytesMut::new(),
+        }))
     }
 
     async fn list(
@@ -201,7 +220,10 @@ impl Store for MemoryStore {
                 .range::<str, _>((from, Bound::Unbounded))
                 .take_while(|(k, _)| k.starts_with(prefix))
                 .take(limit)
-                .map(|(k, v)| ListedObject { key: k.clone(), bytes: v.len() as u64 })
+                .map(|(k, v)| ListedObject {
+                    key: k.clone(),
+                    bytes: v.len() as u64,
+                })
                 .collect()
         })
         .await
@@ -209,7 +231,9 @@ impl Store for MemoryStore {
 
     async fn list_dirs(&self, prefix: &str) -> Result<Vec<String>> {
         self.run(OperationKind::ListDirs, prefix, |state| {
-            let below = state.objects.range::<str, _>((Bound::Included(prefix), Bound::Unbounded));
+            let below = state
+                .objects
+                .range::<str, _>((Bound::Included(prefix), Bound::Unbounded));
             let names: BTreeSet<&str> = below
                 .map_while(|(k, _)| k.strip_prefix(prefix))
                 .filter_map(|rest| rest.split_once('/'))
@@ -221,7 +245,9 @@ impl Store for MemoryStore {
     }
 
     async fn delete(&self, keys: &[String]) -> Result<()> {
-        let Some(first) = keys.first() else { return Ok(()) };
+        let Some(first) = keys.first() else {
+            return Ok(());
+        };
         self.run(OperationKind::Delete, first, |state| {
             for key in keys {
                 state.objects.remove(key);
@@ -237,7 +263,9 @@ impl Store for MemoryStore {
     ) -> Result<usize> {
         self.run(OperationKind::AbortUploads, prefix, |state| {
             let before = state.uploads.len();
-            state.uploads.retain(|_, key| !(key.starts_with(prefix) && dead(key)));
+            state
+                .uploads
+                .retain(|_, key| !(key.starts_with(prefix) && dead(key)));
             before - state.uploads.len()
         })
         .await
@@ -256,11 +284,18 @@ impl Upload for MemoryUpload {
     async fn write(&mut self, bytes: Bytes) -> Result<()> {
         let own = &mut self.bytes;
         let effect = |_: &mut State| own.extend_from_slice(&bytes);
-        self.store.run(OperationKind::UploadWrite, &self.key, effect).await
+        self.store
+            .run(OperationKind::UploadWrite, &self.key, effect)
+            .await
     }
 
     async fn finish(self: Box<Self>) -> Result<()> {
-        let MemoryUpload { store, key, id, bytes } = *self;
+        let MemoryUpload {
+            store,
+            key,
+            id,
+            bytes,
+        } = *self;
         let known = store
             .run(OperationKind::UploadFinish, &key, |state| {
                 let known = state.uploads.remove(&id).is_some();
@@ -273,14 +308,19 @@ impl Upload for MemoryUpload {
         if known {
             return Ok(());
         }
-        Err(Error::retryable(Kind::Store, format!("the upload of {key} was aborted by another")))
+        Err(Error::retryable(
+            Kind::Store,
+            format!("the upload of {key} was aborted by another"),
+        ))
     }
 
     async fn abort(self: Box<Self>) -> Result<()> {
         let effect = |state: &mut State| {
             state.uploads.remove(&self.id);
         };
-        self.store.run(OperationKind::UploadAbort, &self.key, effect).await
+        self.store
+            .run(OperationKind::UploadAbort, &self.key, effect)
+            .await
     }
 }
 
@@ -306,10 +346,15 @@ mod tests {
     #[tokio::test]
     async fn a_lost_reply_has_done_its_work_and_a_failure_has_not() {
         let store = MemoryStore::new();
-        let faulty =
-            store.with_hook(Arc::new(Script(Mutex::new(vec![Fault::LoseReply, Fault::Fail]))));
+        let faulty = store.with_hook(Arc::new(Script(Mutex::new(vec![
+            Fault::LoseReply,
+            Fault::Fail,
+        ]))));
         for exists in [false, true] {
-            let error = faulty.put_if_absent("k", Bytes::from_static(b"v")).await.unwrap_err();
+            let error = faulty
+                .put_if_absent("k", Bytes::from_static(b"v"))
+                .await
+                .unwrap_err();
             assert_eq!(error.kind(), Kind::Store);
             assert_eq!(store.get("k").await.unwrap().is_some(), exists);
         }

@@ -34,8 +34,10 @@ pub struct StoreOptions {
 /// [`local::LocalStore::open`] says.
 pub async fn open(url: &str, options: &StoreOptions) -> Result<Arc<dyn Store>> {
     let refuse = |why: &str| {
-        Err(Error::fatal(Kind::Config, format!("sink.url `{url}` {why}"))
-            .hint("write `s3://bucket/prefix` or `file:///absolute/path`"))
+        Err(
+            Error::fatal(Kind::Config, format!("sink.url `{url}` {why}"))
+                .hint("write `s3://bucket/prefix` or `file:///absolute/path`"),
+        )
     };
     if let Some(path) = url.strip_prefix("file://") {
         return match path {
@@ -153,7 +155,10 @@ mod tests {
             "s3://key:secret@lake/raw",
             "s3://lake/a/../b",
         ] {
-            let error = open(bad, &StoreOptions::default()).await.map(|s| s.url()).unwrap_err();
+            let error = open(bad, &StoreOptions::default())
+                .await
+                .map(|s| s.url())
+                .unwrap_err();
             assert_eq!(error.kind(), Kind::Config, "{bad}");
             assert!(error.hint_text().is_some());
         }
@@ -163,7 +168,10 @@ mod tests {
     async fn a_store_says_where_it_is() {
         let dir = tempfile::tempdir().unwrap();
         let url = format!("file://{}/lake", dir.path().display());
-        assert_eq!(open(&url, &StoreOptions::default()).await.unwrap().url(), url);
+        assert_eq!(
+            open(&url, &StoreOptions::default()).await.unwrap().url(),
+            url
+        );
         let options = StoreOptions {
             endpoint: Some("http://127.0.0.1:1".into()),
             path_style: true,
@@ -172,6 +180,9 @@ mod tests {
         for url in ["s3://lake/raw/", "s3://lake/raw"] {
             assert_eq!(open(url, &options).await.unwrap().url(), "s3://lake/raw");
         }
-        assert_eq!(open("s3://lake", &options).await.unwrap().url(), "s3://lake");
+        assert_eq!(
+            open("s3://lake", &options).await.unwrap().url(),
+            "s3://lake"
+        );
     }
 }

@@ -385,7 +385,8 @@ fn as_server_user(program: &Path) -> Command {
     if is_root() {
         command.uid(NOBODY).gid(NOBODY);
     }
-    command.env_remove("LD_LIBRARY_PATH").env("LC_ALL", "C");
+    // The caller's TMPDIR may not be writable for that user.
+    command.env_remove("LD_LIBRARY_PATH").env_remove("TMPDIR").env("LC_ALL", "C");
     command
 }
 

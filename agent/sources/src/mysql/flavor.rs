@@ -33,7 +33,11 @@ impl fmt::Display for Version {
 
 /// Reads the version of a greeting such as `9.7.0` or `5.5.5-10.11.6-MariaDB-log`.
 pub fn parse_version(text: &str) -> (Flavor, Version) {
-    let flavor = if text.contains("MariaDB") { Flavor::MariaDb } else { Flavor::MySql };
+    let flavor = if text.contains("MariaDB") {
+        Flavor::MariaDb
+    } else {
+        Flavor::MySql
+    };
     // MariaDB before 11 hides behind a version that old replicas accept.
     let text = match flavor {
         Flavor::MariaDb => text.strip_prefix("5.5.5-").unwrap_or(text),
@@ -58,7 +62,10 @@ mod tests {
             parse_version("5.5.5-10.11.14-MariaDB-0+deb12u2-log"),
             (Flavor::MariaDb, Version(10, 11, 14))
         );
-        assert_eq!(parse_version("11.8.6-MariaDB"), (Flavor::MariaDb, Version(11, 8, 6)));
+        assert_eq!(
+            parse_version("11.8.6-MariaDB"),
+            (Flavor::MariaDb, Version(11, 8, 6))
+        );
         assert_eq!(parse_version("x").1, Version(0, 0, 0));
     }
 }

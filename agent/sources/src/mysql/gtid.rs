@@ -24,7 +24,14 @@ pub struct GtidSet {
 pub fn uuid_text(u: &[u8; 16]) -> String {
     let h = hex::encode(u);
     let part = |a, b| h.get(a..b).unwrap_or("");
-    format!("{}-{}-{}-{}-{}", part(0, 8), part(8, 12), part(12, 16), part(16, 20), part(20, 32))
+    format!(
+        "{}-{}-{}-{}-{}",
+        part(0, 8),
+        part(8, 12),
+        part(12, 16),
+        part(16, 20),
+        part(20, 32)
+    )
 }
 
 fn parse_uuid(s: &str) -> Option<[u8; 16]> {
@@ -35,7 +42,9 @@ fn parse_uuid(s: &str) -> Option<[u8; 16]> {
 
 fn is_tag(s: &str) -> bool {
     s.len() <= 32
-        && s.bytes().next().is_some_and(|c| c.is_ascii_alphabetic() || c == b'_')
+        && s.bytes()
+            .next()
+            .is_some_and(|c| c.is_ascii_alphabetic() || c == b'_')
         && s.bytes().all(|c| c.is_ascii_alphanumeric() || c == b'_')
 }
 
@@ -106,7 +115,10 @@ impl GtidSet {
 
     /// Whether every GTID of `other` is in it.
     pub fn covers(&self, other: &GtidSet) -> bool {
-        other.origins.iter().all(|(o, list)| list.iter().all(|i| self.holds(o, i.0, i.1)))
+        other
+            .origins
+            .iter()
+            .all(|(o, list)| list.iter().all(|i| self.holds(o, i.0, i.1)))
     }
 
     /// The GTIDs of `self` that `other` lacks.
@@ -202,7 +214,11 @@ impl fmt::Display for GtidSet {
                 write!(f, ":{tag}")?;
             }
             for (a, b) in list {
-                if a == b { write!(f, ":{a}")? } else { write!(f, ":{a}-{b}")? }
+                if a == b {
+                    write!(f, ":{a}")?
+                } else {
+                    write!(f, ":{a}-{b}")?
+                }
             }
         }
         Ok(())
@@ -244,7 +260,11 @@ impl GtidList {
             if f.next().is_some() {
                 return None;
             }
-            list.add(MariaGtid { domain, server, seq });
+            list.add(MariaGtid {
+                domain,
+                server,
+                seq,
+            });
         }
         Some(list)
     }
@@ -256,7 +276,9 @@ impl GtidList {
 
     /// Whether the domain has got to this GTID.
     pub fn contains(&self, g: MariaGtid) -> bool {
-        self.domains.get(&g.domain).is_some_and(|(_, seq)| *seq >= g.seq)
+        self.domains
+            .get(&g.domain)
+            .is_some_and(|(_, seq)| *seq >= g.seq)
     }
 
     /// Whether every domain has got as far as in `other`.
@@ -266,7 +288,13 @@ impl GtidList {
 
     /// The GTIDs.
     pub fn gtids(&self) -> impl Iterator<Item = MariaGtid> + '_ {
-        self.domains.iter().map(|(&domain, &(server, seq))| MariaGtid { domain, server, seq })
+        self.domains
+            .iter()
+            .map(|(&domain, &(server, seq))| MariaGtid {
+                domain,
+                server,
+                seq,
+            })
     }
 }
 
@@ -291,7 +319,9 @@ pub struct Coordinate {
 impl Coordinate {
     /// The number after the name's last dot: it outgrows six digits, so names do not sort.
     pub fn file_number(file: &str) -> u64 {
-        file.rsplit_once('.').and_then(|(_, n)| n.parse().ok()).unwrap_or(0)
+        file.rsplit_once('.')
+            .and_then(|(_, n)| n.parse().ok())
+            .unwrap_or(0)
     }
 
     /// Sorts coordinates of one server.
@@ -328,14 +358,20 @@ impl Place {
                 None => text.rsplit_once(':').and_then(|(file, offset)| {
                     let offset = offset.parse().ok()?;
                     (!file.is_empty() && !file.contains([':', ','])).then(|| {
-                        Place::File(Coordinate { file: file.to_owned(), offset })
+                        Place::File(Coordinate {
+                            file: file.to_owned(),
+                            offset,
+                        })
                     })
                 }),
             },
         };
         parsed.ok_or_else(|| {
-            Error::fatal(Kind::Corrupt, format!("`{text}` is not a position of this source"))
-                .hint("the stream was written by a source of another kind; use another stream name")
+            Error::fatal(
+                Kind::Corrupt,
+                format!("`{text}` is not a position of this source"),
+            )
+            .hint("the stream was written by a source of another kind; use another stream name")
         })
     }
 
@@ -392,7 +428,13 @@ mod tests {
             assert_eq!(set(&text).to_string(), canonical);
             assert_eq!(set(&canonical), set(&text));
         }
-        for bad in ["x", A, &format!("{A}:0"), &format!("{A}:3-1"), &format!("{A}:tag")] {
+        for bad in [
+            "x",
+            A,
+            &format!("{A}:0"),
+            &format!("{A}:3-1"),
+            &format!("{A}:tag"),
+        ] {
             assert!(GtidSet::parse(bad).is_none(), "{bad}");
         }
     }
@@ -411,13 +453,20 @@ mod tests {
         assert!(s.covers(&set(&format!("{A}:2-9"))));
         assert!(!s.covers(&set(&format!("{A}:9-11"))));
         assert!(!s.covers(&set(&format!("{A}:t:1"))));
-        assert_eq!(s.minus(&set(&format!("{A}:3-4:8-30"))).to_string(), format!("{A}:1-2:5-7"));
+        assert_eq!(
+            s.minus(&set(&format!("{A}:3-4:8-30"))).to_string(),
+            format!("{A}:1-2:5-7")
+        );
         assert_eq!(set(&format!("{A}:5-9")).minus(&s).to_string(), "");
     }
 
     #[test]
     fn encodings_are_inverse() {
-        for text in [format!("{A}:1-3:5,{B}:1"), format!("{A}:1:t:2-4"), String::new()] {
+        for text in [
+            format!("{A}:1-3:5,{B}:1"),
+            format!("{A}:1:t:2-4"),
+            String::new(),
+        ] {
             let s = set(&text);
             assert_eq!(GtidSet::decode(&s.encode()), Ok(s));
         }
@@ -430,7 +479,11 @@ mod tests {
         let my = Flavor::MySql;
         assert!(place(my, "binlog.1000000:4")?.covers(&place(my, "binlog.999999:900")?)?);
         assert!(!place(my, "b.000002:4")?.covers(&place(my, "b.000002:5")?)?);
-        assert!(place(my, "b.000002:4")?.covers(&place(my, &format!("{A}:1"))?).is_err());
+        assert!(
+            place(my, "b.000002:4")?
+                .covers(&place(my, &format!("{A}:1"))?)
+                .is_err()
+        );
         let ma = Flavor::MariaDb;
         assert!(place(ma, "0-1-100,1-2-7")?.covers(&place(ma, "0-9-99")?)?);
         assert!(!place(ma, "0-1-100")?.covers(&place(ma, "1-1-1")?)?);

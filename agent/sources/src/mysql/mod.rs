@@ -1,1 +1,132 @@
 //! MySQL 8.0 and later, MariaDB 10.6 and later.
+//!
+//! One implementation for both: they share the client protocol, the row images and most
+//! events, and differ in positions ([`gtid`]), a handful of events and how a consistent read
+//! is had ([`chunk`]). Everything is read over connections of [`wire`], because the
+//! column builders take bytes straight from packets and events.
+
+use crate::{
+    ChunkReader, DiscoveredTable, Source, SourceOptions, SourceProgress, Tail, TrackedTable,
+};
+use async_trait::async_trait;
+use caudal_model::{Error, Finding, Kind, Position, Result, Severity, TableName};
+use std::sync::Arc;
+
+mod check;
+pub mod chunk;
+mod connect;
+pub mod ddl;
+pub mod decode;
+mod dump;
+pub mod flavor;
+pub mod gtid;
+pub mod schema;
+mod tail;
+pub mod wire;
+
+pub use connect::Coercions;
+pub use flavor::Flavor;
+
+use connect::{Server, current_place};
+use gtid::Place;
+
+/// A MySQL or MariaDB server.
+#[derive(Debug, Clone)]
+pub struct MysqlSource {
+    server: Arc<Server>,
+}
+
+impl MysqlSource {
+    /// A source; nothing is connected yet.
+    ///
+    /// Errors: [`Kind::Config`] if the TLS files cannot be read.
+    pub fn new(options: SourceOptions, flavor: Flavor) -> Result<Self> {
+        crate::tls::client_config(&options.tls)?;
+        Ok(MysqlSource {
+            server: Arc::new(Server {
+                options,
+                flavor,
+                coerced: Coercions::default(),
+                reached: std::sync::Mutex::new(None),
+            }),
+        })
+    }
+
+    /// Values that were changed on their way, by reason: `caudal_values_coerced_total{reason}`.
+    pub fn coerced(&self) -> [(&'static str, u64); 1] {
+        self.server.coerced.counts()
+    }
+}
+
+#[async_trait]
+impl Source for MysqlSource {
+    fn kind(&self) -> &'static str {
+        self.server.flavor.name()
+    }
+
+    async fn check(&self) -> Result<Vec<Finding>> {
+        check::check(&self.server).await
+    }
+
+    async fn discover(&self) -> Result<Vec<DiscoveredTable>> {
+        let mut c = self.server.connect().await?;
+        let options = &self.server.options;
+        let tables = schema::read_tables(&mut c, None, |t| options.selection.matches(t)).await?;
+        Ok(tables
+            .iter()
+            .map(|t| schema::describe(t, options, self.server.flavor))
+            .collect())
+    }
+
+    async fn prepare(&self, _tables: &[TableName]) -> Result<Position> {
+        let mut c = self.server.connect().await?;
+        let findings = check::settings(&mut c, &self.server).await?;
+        let broken: Vec<&Finding> = findings
+            .iter()
+            .filter(|f| f.severity == Severity::Error)
+            .collect();
+        if let Some(first) = broken.first() {
+            let mends: Vec<&str> = broken.iter().filter_map(|f| f.mend.as_deref()).collect();
+            return Err(
+                Error::fatal(Kind::Prerequisite, first.reason.clone()).hint(mends.join("\n"))
+            );
+        }
+        Ok(current_place(&mut c).await?.position())
+    }
+
+    async fn add_tables(&self, _tables: &[TableName]) -> Result<()> {
+        // The log carries every table.
+        Ok(())
+    }
+
+    async fn current_position(&self) -> Result<Position> {
+        let mut c = self.server.connect().await?;
+        Ok(current_place(&mut c).await?.position())
+    }
+
+    async fn progress(&self, _reached: &Position) -> Result<SourceProgress> {
+        let mut c = self.server.connect().await?;
+        let position = current_place(&mut c).await?.position();
+        let lag_bytes = tail::lag_bytes(&self.server, &mut c).await?;
+        Ok(SourceProgress {
+            position,
+            lag_bytes,
+            retained_bytes: None,
+        })
+    }
+
+    fn covers(&self, reached: &Position, target: &Position) -> Result<bool> {
+        let parse = |p| Place::parse(self.server.flavor, p);
+        parse(reached)?.covers(&parse(target)?)
+    }
+
+    async fn open_tail(&self, from: &Position, tables: Vec<TrackedTable>) -> Result<Box<dyn Tail>> {
+        Ok(Box::new(
+            tail::MysqlTail::open(self.server.clone(), from, tables).await?,
+        ))
+    }
+
+    async fn open_reader(&self) -> Result<Box<dyn ChunkReader>> {
+        Ok(Box::new(chunk::Reader::open(self.server.clone()).await?))
+    }
+}

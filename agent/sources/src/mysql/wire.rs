@@ -88,8 +88,23 @@ fn server_error(code: u16, message: &str) -> Error {
         1049 => Error::fatal(Kind::Config, text).hint("check source.database"),
         // Too many connections, shutdown, killed, lock waits, deadlocks, aborted,
         // interrupted, gone while waiting, read timeouts.
-        1040 | 1053 | 1152 | 1158..=1161 | 1203 | 1205 | 1213 | 1226 | 1317 | 3024 | 1077 | 1079
-        | 4031 | 1129 | 1412 | 1927 | 1969 => Error::retryable(Kind::Source, text),
+        1040
+        | 1053
+        | 1152
+        | 1158..=1161
+        | 1203
+        | 1205
+        | 1213
+        | 1226
+        | 1317
+        | 3024
+        | 1077
+        | 1079
+        | 4031
+        | 1129
+        | 1412
+        | 1927
+        | 1969 => Error::retryable(Kind::Source, text),
         _ => Error::fatal(Kind::Source, text),
     }
 }
@@ -214,8 +229,9 @@ impl Connection {
     }
 
     async fn connect(options: &SourceOptions) -> Wire<Connection> {
-        let tcp =
-            TcpStream::connect((options.host.as_str(), options.port)).await.map_err(|e| {
+        let tcp = TcpStream::connect((options.host.as_str(), options.port))
+            .await
+            .map_err(|e| {
                 let text = format!("cannot connect to {}:{}", options.host, options.port);
                 WireError::Other(Error::retryable(Kind::Source, text).caused_by(e))
             })?;
@@ -291,7 +307,12 @@ impl Connection {
         hello.extend_from_slice(plugin.as_bytes());
         hello.push(0);
         let mut attributes = Vec::new();
-        for text in ["program_name", "caudal", "_client_version", env!("CARGO_PKG_VERSION")] {
+        for text in [
+            "program_name",
+            "caudal",
+            "_client_version",
+            env!("CARGO_PKG_VERSION"),
+        ] {
             put_lenenc(&mut attributes, text.as_bytes());
         }
         put_lenenc(&mut hello, &attributes);
@@ -333,17 +354,20 @@ impl Connection {
                 *s ^= n;
             }
             // In a task of its own, because the key's parser panics on a malformed key.
-            let task = tokio::task::spawn_blocking(move || {
-                mysql_common::crypto::encrypt(&secret, &pem)
-            });
-            secret = task.await.map_err(|_| WireError::Protocol("the server's public key"))?;
+            let task =
+                tokio::task::spawn_blocking(move || mysql_common::crypto::encrypt(&secret, &pem));
+            secret = task
+                .await
+                .map_err(|_| WireError::Protocol("the server's public key"))?;
         }
         self.write(&secret).await
     }
 
     async fn start_tls(&mut self, config: Arc<rustls::ClientConfig>, host: &str) -> Wire<()> {
         let name = rustls::pki_types::ServerName::try_from(host.to_owned()).map_err(|e| {
-            WireError::Other(Error::fatal(Kind::Config, "source.host cannot be verified").caused_by(e))
+            WireError::Other(
+                Error::fatal(Kind::Config, "source.host cannot be verified").caused_by(e),
+            )
         })?;
         let plain = std::mem::replace(&mut self.stream, Box::new(tokio::io::empty()));
         let connector = tokio_rustls::TlsConnector::from(config);
@@ -371,11 +395,10 @@ impl Connection {
 
     async fn write(&mut self, payload: &[u8]) -> Wire<()> {
         let mut out = Vec::with_capacity(payload.len() + 4);
-        let mut chunks = payload.chunks(FULL_FRAME).peekable();
         // A payload that ends on a full frame (or is empty) is closed by an empty one.
         let empty = payload.len().is_multiple_of(FULL_FRAME);
         let tail = empty.then_some(&[][..]);
-        while let Some(chunk) = chunks.next() {
+        for chunk in payload.chunks(FULL_FRAME) {
             self.frame(&mut out, chunk);
         }
         if let Some(tail) = tail {
@@ -409,9 +432,8 @@ impl Connection {
 
     /// Whether a whole packet waits in the buffer, so that [`Self::packet`] needs no I/O.
     pub fn has_packet(&self) -> bool {
-        self.frame_len().is_some_and(|n| {
-            n < FULL_FRAME && self.buffer.len() >= self.consumed + 4 + n
-        })
+        self.frame_len()
+            .is_some_and(|n| n < FULL_FRAME && self.buffer.len() >= self.consumed + 4 + n)
     }
 
     async fn frame_in(&mut self) -> Wire<usize> {
@@ -438,7 +460,8 @@ impl Connection {
         // One outsized row must not be paid for until the connection ends.
         self.joined.shrink_to(READ_BUFFER);
         loop {
-            self.joined.extend_from_slice(self.buffer.get(4..4 + len).unwrap_or_default());
+            self.joined
+                .extend_from_slice(self.buffer.get(4..4 + len).unwrap_or_default());
             if len < FULL_FRAME {
                 return Ok(&self.joined);
             }
@@ -530,7 +553,8 @@ impl Connection {
         let definitions = self.definitions(count).await?;
         // The statement is closed while its rows still come: the server reads the
         // command afterwards, and it has no answer.
-        self.command(Command::CloseStatement, &statement.to_le_bytes()).await?;
+        self.command(Command::CloseStatement, &statement.to_le_bytes())
+            .await?;
         Ok(definitions)
     }
 
@@ -564,7 +588,10 @@ fn error_packet(rest: &[u8]) -> WireError {
     if text.first() == Some(&b'#') {
         text = text.get(6..).unwrap_or_default();
     }
-    WireError::Server { code, message: String::from_utf8_lossy(text).into_owned() }
+    WireError::Server {
+        code,
+        message: String::from_utf8_lossy(text).into_owned(),
+    }
 }
 
 fn parse_greeting(packet: &[u8]) -> Wire<Greeting> {
@@ -588,7 +615,12 @@ fn parse_greeting(packet: &[u8]) -> Wire<Greeting> {
         Err(_) => input.rest(),
     };
     let plugin = String::from_utf8_lossy(plugin).into_owned();
-    Ok(Greeting { version, capabilities, nonce, plugin })
+    Ok(Greeting {
+        version,
+        capabilities,
+        nonce,
+        plugin,
+    })
 }
 
 fn parse_definition(packet: &[u8]) -> Wire<ColumnDefinition> {
@@ -600,19 +632,27 @@ fn parse_definition(packet: &[u8]) -> Wire<ColumnDefinition> {
     input.lenenc_bytes()?;
     input.lenenc()?;
     input.take(6)?;
-    Ok(ColumnDefinition { name, column_type: input.u8()?, flags: input.u16()? })
+    Ok(ColumnDefinition {
+        name,
+        column_type: input.u8()?,
+        flags: input.u16()?,
+    })
 }
 
 /// The first answer of a login method; `None` if it is not known or not safe here.
 fn answer(plugin: &str, password: &[u8], nonce: &[u8], encrypted: bool) -> Option<Vec<u8>> {
     let nonce = nonce.get(..20).unwrap_or(nonce);
     match plugin {
-        "mysql_native_password" => {
-            Some(scramble_native(nonce, password).map(|s| s.to_vec()).unwrap_or_default())
-        }
-        "caching_sha2_password" => {
-            Some(scramble_sha256(nonce, password).map(|s| s.to_vec()).unwrap_or_default())
-        }
+        "mysql_native_password" => Some(
+            scramble_native(nonce, password)
+                .map(|s| s.to_vec())
+                .unwrap_or_default(),
+        ),
+        "caching_sha2_password" => Some(
+            scramble_sha256(nonce, password)
+                .map(|s| s.to_vec())
+                .unwrap_or_default(),
+        ),
         "mysql_clear_password" if encrypted => Some([password, &[0]].concat()),
         _ => None,
     }
@@ -658,7 +698,8 @@ mod tests {
 
     #[test]
     fn packets_of_the_server() {
-        let WireError::Server { code, message } = error_packet(b"\x15\x04#28000Access denied") else {
+        let WireError::Server { code, message } = error_packet(b"\x15\x04#28000Access denied")
+        else {
             panic!("an error packet")
         };
         assert_eq!((code, message.as_str()), (1045, "Access denied"));
@@ -671,6 +712,9 @@ mod tests {
     fn a_password_never_goes_out_in_clear_text() {
         assert!(answer("mysql_clear_password", b"pw", b"", false).is_none());
         assert!(answer("mysql_clear_password", b"pw", b"", true).is_some());
-        assert_eq!(answer("mysql_native_password", b"", &[1; 20], false), Some(Vec::new()));
+        assert_eq!(
+            answer("mysql_native_password", b"", &[1; 20], false),
+            Some(Vec::new())
+        );
     }
 }

@@ -38,12 +38,21 @@ SELECT root, root_mod, format_type(root, root_mod), oid, mod, typname::text, typ
 /// Looks types up. Those that no longer exist come back as unknown.
 pub async fn types(client: &Client, keys: &[TypeKey]) -> Result<HashMap<TypeKey, ColumnType>> {
     let (oids, mods): (Vec<u32>, Vec<i32>) = keys.iter().copied().unzip();
-    let rows = client.query(TYPES, &[&oids, &mods]).await.map_err(query_error)?;
+    let rows = client
+        .query(TYPES, &[&oids, &mods])
+        .await
+        .map_err(query_error)?;
     let mut found: HashMap<TypeKey, ColumnType> = keys
         .iter()
         .map(|k| {
             let name = format!("type {} (dropped)", k.0);
-            (*k, ColumnType { name, mapped: Err("its type no longer exists") })
+            (
+                *k,
+                ColumnType {
+                    name,
+                    mapped: Err("its type no longer exists"),
+                },
+            )
         })
         .collect();
     for row in rows {
@@ -54,7 +63,10 @@ pub async fn types(client: &Client, keys: &[TypeKey]) -> Result<HashMap<TypeKey,
             kind: row.get(6),
             category: row.get(7),
         };
-        let described = ColumnType { name: row.get(2), mapped: schema::map(&base) };
+        let described = ColumnType {
+            name: row.get(2),
+            mapped: schema::map(&base),
+        };
         found.insert((row.get(0), row.get(1)), described);
     }
     Ok(found)
@@ -121,7 +133,10 @@ pub async fn carries_generated(client: &Client, publication: &str) -> Result<boo
         return Ok(false);
     }
     let row = client
-        .query_opt("SELECT pubgencols::text FROM pg_publication WHERE pubname = $1", &[&publication])
+        .query_opt(
+            "SELECT pubgencols::text FROM pg_publication WHERE pubname = $1",
+            &[&publication],
+        )
         .await
         .map_err(query_error)?;
     Ok(row.is_none_or(|r| r.get::<_, String>(0) == "s"))

@@ -39,7 +39,11 @@ pub const SESSION: [(&str, &str); 15] = [
 
 /// The settings as the startup packet's `options`.
 pub fn session_options() -> String {
-    SESSION.iter().map(|(k, v)| format!("-c {k}={v}")).collect::<Vec<_>>().join(" ")
+    SESSION
+        .iter()
+        .map(|(k, v)| format!("-c {k}={v}"))
+        .collect::<Vec<_>>()
+        .join(" ")
 }
 
 /// Opens a connection, whose driver task ends with the client.
@@ -64,15 +68,19 @@ pub async fn connect(shared: &Shared) -> Result<Client> {
     let attempt = async {
         match tls::client_config(&o.tls)? {
             None => {
-                let (client, connection) =
-                    config.connect(NoTls).await.map_err(|e| shared.connect_error(e))?;
+                let (client, connection) = config
+                    .connect(NoTls)
+                    .await
+                    .map_err(|e| shared.connect_error(e))?;
                 tokio::spawn(connection);
                 Ok(client)
             }
             Some(tls) => {
                 let connector = MakeRustlsConnect::new(Arc::unwrap_or_clone(tls));
-                let (client, connection) =
-                    config.connect(connector).await.map_err(|e| shared.connect_error(e))?;
+                let (client, connection) = config
+                    .connect(connector)
+                    .await
+                    .map_err(|e| shared.connect_error(e))?;
                 tokio::spawn(connection);
                 Ok(client)
             }
@@ -93,8 +101,11 @@ impl Shared {
 
     pub(super) fn timed_out(&self) -> Error {
         let limit = self.options.connect_timeout;
-        Error::retryable(Kind::Source, format!("{} did not answer within {limit:?}", self.server()))
-            .hint("check [source] host and port, the firewall, and that the server runs")
+        Error::retryable(
+            Kind::Source,
+            format!("{} did not answer within {limit:?}", self.server()),
+        )
+        .hint("check [source] host and port, the firewall, and that the server runs")
     }
 
     fn connect_error(&self, e: tokio_postgres::Error) -> Error {
@@ -118,8 +129,11 @@ impl Shared {
 
 /// A TLS handshake that failed: waiting does not mend it.
 pub fn tls_error(text: String) -> Error {
-    Error::fatal(Kind::Prerequisite, format!("the TLS handshake failed: {text}"))
-        .hint("check [source] tls, ca_file and host against the server's ssl settings and certificate")
+    Error::fatal(
+        Kind::Prerequisite,
+        format!("the TLS handshake failed: {text}"),
+    )
+    .hint("check [source] tls, ca_file and host against the server's ssl settings and certificate")
 }
 
 /// An error that the server or the driver reports for a statement.
@@ -147,8 +161,10 @@ pub fn server_error(code: &str, message: &str) -> Error {
         {
             Error::retryable(Kind::Source, text)
         }
-        _ if code == SqlState::INSUFFICIENT_PRIVILEGE.code() => Error::fatal(Kind::Prerequisite, text)
-            .hint("run `caudal check`: it prints the missing grants"),
+        _ if code == SqlState::INSUFFICIENT_PRIVILEGE.code() => {
+            Error::fatal(Kind::Prerequisite, text)
+                .hint("run `caudal check`: it prints the missing grants")
+        }
         _ => Error::fatal(Kind::Source, text),
     }
 }

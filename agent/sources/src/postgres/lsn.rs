@@ -62,7 +62,9 @@ impl FromStr for Lsn {
         let (high, low) = s.split_once('/').ok_or(())?;
         let part = |t: &str| {
             let hex = !t.is_empty() && t.len() <= 8 && t.bytes().all(|b| b.is_ascii_hexdigit());
-            hex.then(|| u64::from_str_radix(t, 16).ok()).flatten().ok_or(())
+            hex.then(|| u64::from_str_radix(t, 16).ok())
+                .flatten()
+                .ok_or(())
         };
         Ok(Lsn(part(high)? << 32 | part(low)?))
     }

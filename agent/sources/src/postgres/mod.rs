@@ -40,17 +40,26 @@ pub(crate) struct Shared {
 impl Shared {
     /// The database; like libpq, the user's name if none is given.
     pub(crate) fn database(&self) -> &str {
-        self.options.database.as_deref().unwrap_or(&self.options.user)
+        self.options
+            .database
+            .as_deref()
+            .unwrap_or(&self.options.user)
     }
 
     /// The slot's name.
     pub(crate) fn slot(&self) -> String {
-        self.options.slot.clone().unwrap_or_else(|| slot::default_name(&self.options.stream))
+        self.options
+            .slot
+            .clone()
+            .unwrap_or_else(|| slot::default_name(&self.options.stream))
     }
 
     /// The publication's name.
     pub(crate) fn publication(&self) -> String {
-        self.options.publication.clone().unwrap_or_else(|| slot::default_name(&self.options.stream))
+        self.options
+            .publication
+            .clone()
+            .unwrap_or_else(|| slot::default_name(&self.options.stream))
     }
 
     /// The connection for questions.
@@ -81,7 +90,9 @@ impl PostgresSource {
             control: tokio::sync::Mutex::new(None),
         };
         slot::validate_name(&shared.slot())?;
-        Ok(PostgresSource { shared: Arc::new(shared) })
+        Ok(PostgresSource {
+            shared: Arc::new(shared),
+        })
     }
 }
 
@@ -120,10 +131,14 @@ impl Source for PostgresSource {
     }
 
     async fn open_tail(&self, from: &Position, tables: Vec<TrackedTable>) -> Result<Box<dyn Tail>> {
-        Ok(Box::new(tail::PostgresTail::open(self.shared.clone(), from, tables).await?))
+        Ok(Box::new(
+            tail::PostgresTail::open(self.shared.clone(), from, tables).await?,
+        ))
     }
 
     async fn open_reader(&self) -> Result<Box<dyn ChunkReader>> {
-        Ok(Box::new(chunk::PostgresReader::open(self.shared.clone()).await?))
+        Ok(Box::new(
+            chunk::PostgresReader::open(self.shared.clone()).await?,
+        ))
     }
 }

@@ -42,7 +42,11 @@ pub struct Relation {
 impl Relation {
     /// A relation from its message.
     pub fn new(body: &RelationBody<'_>) -> Result<Self> {
-        let schema = if body.schema.is_empty() { "pg_catalog" } else { body.schema };
+        let schema = if body.schema.is_empty() {
+            "pg_catalog"
+        } else {
+            body.schema
+        };
         let columns = body
             .columns()?
             .into_iter()
@@ -63,7 +67,11 @@ impl Relation {
 
     /// The types that are not known yet.
     pub fn unknown_types(&self, types: &HashMap<TypeKey, ColumnType>) -> Vec<TypeKey> {
-        self.columns.iter().map(|c| c.type_key).filter(|k| !types.contains_key(k)).collect()
+        self.columns
+            .iter()
+            .map(|c| c.type_key)
+            .filter(|k| !types.contains_key(k))
+            .collect()
     }
 
     /// The columns as the lake would have them.
@@ -75,8 +83,9 @@ impl Relation {
         let excluded = |name: &String| options.is_some_and(|o| o.exclude_columns.contains(name));
         let mut specs = Vec::with_capacity(self.columns.len());
         for c in self.columns.iter().filter(|c| !excluded(&c.name)) {
-            let described =
-                types.get(&c.type_key).ok_or_else(|| Error::bug("a type was not looked up"))?;
+            let described = types
+                .get(&c.type_key)
+                .ok_or_else(|| Error::bug("a type was not looked up"))?;
             match &described.mapped {
                 Ok(mapped) => specs.push(ColumnSpec {
                     name: c.name.clone(),
@@ -98,8 +107,12 @@ impl Relation {
     /// The key that the log shows, for a table whose key is its primary key: it can
     /// be told from the message only while that is the replica identity.
     pub fn visible_key(&self, held: &[String], overridden: bool) -> Vec<String> {
-        let shown: Vec<&String> =
-            self.columns.iter().filter(|c| c.identity).map(|c| &c.name).collect();
+        let shown: Vec<&String> = self
+            .columns
+            .iter()
+            .filter(|c| c.identity)
+            .map(|c| &c.name)
+            .collect();
         let same = shown.len() == held.len() && held.iter().all(|k| shown.contains(&k));
         if overridden || self.identity != b'd' || same {
             return held.to_vec();
@@ -113,6 +126,7 @@ impl Relation {
         schema: &Arc<TableSchema>,
         types: &HashMap<TypeKey, ColumnType>,
         hidden: Option<crate::postgres::visibility::Snapshot>,
+        copying: bool,
     ) -> Result<()> {
         let mut targets = Vec::with_capacity(self.columns.len());
         let mut covered = 0;
@@ -122,9 +136,11 @@ impl Relation {
             let is_key = schema.key.contains(&c.name);
             covered += usize::from(is_key && c.identity);
             targets.push(match (index, mapped) {
-                (Some(index), Some(mapped)) => {
-                    Some(Target { index, codec: mapped.codec, is_key })
-                }
+                (Some(index), Some(mapped)) => Some(Target {
+                    index,
+                    codec: mapped.codec,
+                    is_key,
+                }),
                 _ => None,
             });
         }
@@ -134,6 +150,7 @@ impl Relation {
             identified: self.identity == b'f' || (schema.has_key() && covered == schema.key.len()),
             slot: None,
             hidden,
+            copying,
         });
         Ok(())
     }
@@ -157,6 +174,8 @@ pub struct RowPlan {
     slot: Option<Slot>,
     /// INV-6: transactions that an exact read saw.
     pub hidden: Option<crate::postgres::visibility::Snapshot>,
+    /// The lake may not hold the row that a key change removes.
+    copying: bool,
 }
 
 /// Why a row cannot be written: the column on the wire and the reason.
@@ -170,6 +189,9 @@ pub enum RowError {
     Unidentified,
     /// A table without a key did not get the whole old row.
     NoOldRow,
+    /// A row got another key while its table was copied, and a cell stored out of line
+    /// was not sent: neither the copy nor the log may ever hold it.
+    Unfilled(usize),
 }
 
 impl From<Error> for RowError {
@@ -262,7 +284,10 @@ impl RowPlan {
                 Cell::Text(value) => {
                     text::append(target.codec, row.column(target.index), value)
                         .map_err(|e| RowError::Cell(wire, e))?;
-                    if matches!(target.codec, Codec::Text | Codec::Jsonb | Codec::Bytea | Codec::Uuid) {
+                    if matches!(
+                        target.codec,
+                        Codec::Text | Codec::Jsonb | Codec::Bytea | Codec::Uuid
+                    ) {
                         row.count(value.len());
                     }
                 }
@@ -278,7 +303,9 @@ impl RowPlan {
         let (mut before, mut after) = (old.cells(), new.cells());
         for target in &self.targets {
             let (b, a) = (before.next_cell()?, after.next_cell()?);
-            let (Some(b), Some(a)) = (b, a) else { return Err(RowError::Shape) };
+            let (Some(b), Some(a)) = (b, a) else {
+                return Err(RowError::Shape);
+            };
             if target.is_some_and(|t| t.is_key) && a != Cell::Unchanged && a != b {
                 return Ok(true);
             }
@@ -298,12 +325,17 @@ impl Relation {
                 let hint = if e.text_helps() {
                     format!("set as = {{ {column} = \"string\" }} for this table, {again}")
                 } else {
-                    format!("add {column} to exclude_columns of this table or mend the value, {again}")
+                    format!(
+                        "add {column} to exclude_columns of this table or mend the value, {again}"
+                    )
                 };
                 Error::data(table, format!("column {column} {e} (at {at})")).hint(hint)
             }
-            RowError::Shape => Error::data(table, format!("a row of another shape than its table (at {at})"))
-                .hint(format!("run `caudal resnapshot {table}`")),
+            RowError::Shape => Error::data(
+                table,
+                format!("a row of another shape than its table (at {at})"),
+            )
+            .hint(format!("run `caudal resnapshot {table}`")),
             RowError::Unidentified => Error::data(
                 table,
                 format!("the log does not carry the key of a changed row (at {at})"),
@@ -314,7 +346,9 @@ impl Relation {
             )),
             RowError::NoOldRow => Error::data(
                 table,
-                format!("the table has no key, and the log does not carry the whole old row (at {at})"),
+                format!(
+                    "the table has no key, and the log does not carry the whole old row (at {at})"
+                ),
             )
             .hint(format!(
                 "ALTER TABLE {} REPLICA IDENTITY FULL; {again}",

@@ -125,18 +125,26 @@ impl ReplicationConnection {
     async fn handshake(shared: &Shared) -> Result<Self> {
         let o = &shared.options;
         let unreachable = |e: std::io::Error| {
-            Error::retryable(Kind::Source, format!("cannot connect to {}", shared.server()))
-                .caused_by(e)
+            Error::retryable(
+                Kind::Source,
+                format!("cannot connect to {}", shared.server()),
+            )
+            .caused_by(e)
         };
         let io: Box<dyn Io> = if o.host.starts_with('/') {
             let path = format!("{}/.s.PGSQL.{}", o.host, o.port);
             Box::new(UnixStream::connect(path).await.map_err(unreachable)?)
         } else {
-            let socket = TcpStream::connect((o.host.as_str(), o.port)).await.map_err(unreachable)?;
+            let socket = TcpStream::connect((o.host.as_str(), o.port))
+                .await
+                .map_err(unreachable)?;
             socket.set_nodelay(true).map_err(io_error)?;
             Self::encrypt(shared, socket).await?
         };
-        let mut connection = ReplicationConnection { io, buf: BytesMut::with_capacity(READ_BYTES) };
+        let mut connection = ReplicationConnection {
+            io,
+            buf: BytesMut::with_capacity(READ_BYTES),
+        };
         connection.startup(shared).await?;
         Ok(connection)
     }
@@ -159,9 +167,12 @@ impl ReplicationConnection {
             return Err(tls_error("the server does not offer TLS".into()));
         }
         let mut connector = MakeRustlsConnect::new(Arc::unwrap_or_clone(config));
-        let connect = MakeTlsConnect::<TcpStream>::make_tls_connect(&mut connector, &shared.options.host)
-            .map_err(|e| match e {})?;
-        let stream = connect.connect(socket).await.map_err(|e| tls_error(e.to_string()))?;
+        let Ok(connect) =
+            MakeTlsConnect::<TcpStream>::make_tls_connect(&mut connector, &shared.options.host);
+        let stream = connect
+            .connect(socket)
+            .await
+            .map_err(|e| tls_error(e.to_string()))?;
         Ok(Box::new(stream))
     }
 
@@ -178,8 +189,9 @@ impl ReplicationConnection {
         ];
         parameters.extend(SESSION);
         let mut out = BytesMut::new();
-        frontend::startup_message(parameters, &mut out)
-            .map_err(|e| Error::fatal(Kind::Config, "user or database holds a zero byte").caused_by(e))?;
+        frontend::startup_message(parameters, &mut out).map_err(|e| {
+            Error::fatal(Kind::Config, "user or database holds a zero byte").caused_by(e)
+        })?;
         self.send(&out).await?;
         loop {
             match self.message().await? {
@@ -212,8 +224,9 @@ impl ReplicationConnection {
 
     async fn password(&mut self, password: &[u8]) -> Result<()> {
         let mut out = BytesMut::new();
-        frontend::password_message(password, &mut out)
-            .map_err(|e| Error::fatal(Kind::Config, "the password holds a zero byte").caused_by(e))?;
+        frontend::password_message(password, &mut out).map_err(|e| {
+            Error::fatal(Kind::Config, "the password holds a zero byte").caused_by(e)
+        })?;
         self.send(&out).await
     }
 
@@ -230,7 +243,9 @@ impl ReplicationConnection {
             .map_err(failed)?;
         self.send(&out).await?;
         match self.message().await? {
-            Message::AuthenticationSaslContinue(body) => scram.update(body.data()).map_err(failed)?,
+            Message::AuthenticationSaslContinue(body) => {
+                scram.update(body.data()).map_err(failed)?
+            }
             Message::ErrorResponse(body) => return Err(response_error(&mut body.fields()).1),
             _ => return Err(broken("unexpected message during authentication")),
         }
@@ -276,8 +291,12 @@ impl ReplicationConnection {
             connect::literal(&connect::ident(publication)),
         );
         let mut out = BytesMut::new();
-        frontend::query(&sql, &mut out)
-            .map_err(|e| none(Error::fatal(Kind::Config, "a slot or publication name cannot be sent").caused_by(e)))?;
+        frontend::query(&sql, &mut out).map_err(|e| {
+            none(
+                Error::fatal(Kind::Config, "a slot or publication name cannot be sent")
+                    .caused_by(e),
+            )
+        })?;
         self.send(&out).await.map_err(none)?;
         loop {
             // CopyBothResponse is the one message that the parser does not know.
@@ -288,7 +307,13 @@ impl ReplicationConnection {
                 }
             } else {
                 self.buf.reserve(READ_BYTES);
-                if self.io.read_buf(&mut self.buf).await.map_err(|e| none(io_error(e)))? == 0 {
+                if self
+                    .io
+                    .read_buf(&mut self.buf)
+                    .await
+                    .map_err(|e| none(io_error(e)))?
+                    == 0
+                {
                     return Err(none(broken("the server closed the replication connection")));
                 }
                 continue;
@@ -299,9 +324,18 @@ impl ReplicationConnection {
         }
         let (sender, buffers) = mpsc::channel(QUEUE);
         let (acknowledged, acks) = watch::channel(from);
-        let pump = Pump { io: self.io, buf: self.buf, acks, asked: false };
+        let pump = Pump {
+            io: self.io,
+            buf: self.buf,
+            acks,
+            asked: false,
+        };
         let pump = tokio::spawn(pump.run(sender));
-        Ok(ReplicationStream { buffers, acknowledged, pump })
+        Ok(ReplicationStream {
+            buffers,
+            acknowledged,
+            pump,
+        })
     }
 
     fn whole_message(&self) -> Result<Option<usize>> {
@@ -373,7 +407,8 @@ impl Pump {
                 }
                 Some(len) => {
                     // The whole of a long message at once, instead of doubling towards it.
-                    self.buf.reserve((at + len).saturating_sub(self.buf.len()).max(READ_BYTES));
+                    self.buf
+                        .reserve((at + len).saturating_sub(self.buf.len()).max(READ_BYTES));
                     break;
                 }
                 None => {

@@ -1,9 +1,9 @@
 //! Tables as the stream sees them: discovery, and the mapping of types.
 
+use super::Shared;
 use super::catalog::{self, CatalogColumn, ColumnType, TypeKey};
 use super::connect::{ident, query_error, table_ident};
 use super::decode::value::Codec;
-use super::Shared;
 use crate::{DiscoveredTable, TableOptions};
 use caudal_model::schema::{ColumnSpec, META_COLUMNS};
 use caudal_model::{Finding, LakeType, Result, Severity, TableName};
@@ -45,6 +45,9 @@ pub struct Mapped {
     pub codec: Codec,
     /// How a snapshot selects it.
     pub form: CopyForm,
+    /// Whether its operators are the system's own, which a session with a pinned
+    /// `search_path` finds: others would be compared as what they cast to.
+    pub ranged: bool,
 }
 
 /// The first oid that is not of the system itself.
@@ -52,8 +55,23 @@ const FIRST_USER_OID: u32 = 16_384;
 
 /// How a type is carried, or why it cannot be yet.
 pub fn map(base: &BaseType) -> Result<Mapped, &'static str> {
-    let plain = |lake, codec| Ok(Mapped { lake, codec, form: CopyForm::Plain });
-    let text = |form| Ok(Mapped { lake: LakeType::Utf8, codec: Codec::Text, form });
+    let ranged = base.oid < FIRST_USER_OID || base.kind == "e";
+    let plain = |lake, codec| {
+        Ok(Mapped {
+            lake,
+            codec,
+            form: CopyForm::Plain,
+            ranged,
+        })
+    };
+    let text = |form| {
+        Ok(Mapped {
+            lake: LakeType::Utf8,
+            codec: Codec::Text,
+            form,
+            ranged,
+        })
+    };
     if base.category == "A" {
         return Err("arrays are not supported yet");
     }
@@ -66,7 +84,13 @@ pub fn map(base: &BaseType) -> Result<Mapped, &'static str> {
         26 => plain(LakeType::Int64, Codec::Oid),
         700 => plain(LakeType::Float32, Codec::Float4),
         701 => plain(LakeType::Float64, Codec::Float8),
-        790 => plain(LakeType::Decimal { precision: 19, scale: 2 }, Codec::Money),
+        790 => plain(
+            LakeType::Decimal {
+                precision: 19,
+                scale: 2,
+            },
+            Codec::Money,
+        ),
         1082 => plain(LakeType::Date32, Codec::Date),
         1083 => plain(LakeType::Time64, Codec::Time),
         1114 => plain(LakeType::Timestamp, Codec::Timestamp),
@@ -203,7 +227,11 @@ pub(super) async fn column_types<'a>(
 }
 
 /// Whether the log and the lake carry this column.
-pub(super) fn carried(column: &CatalogColumn, options: Option<&TableOptions>, generated: bool) -> bool {
+pub(super) fn carried(
+    column: &CatalogColumn,
+    options: Option<&TableOptions>,
+    generated: bool,
+) -> bool {
     let excluded = options.is_some_and(|o| o.exclude_columns.contains(&column.name));
     let in_log = column.generated.is_empty() || (column.generated == "s" && generated);
     in_log && !excluded
@@ -235,9 +263,15 @@ fn describe(
         let subject = format!("{}.{}", t.table, c.name);
         if META_COLUMNS.iter().any(|(name, _)| *name == c.name) {
             let reason = format!("the lake has a column {} of its own", c.name);
-            problems.push(error("column_name", reason).subject(&subject).mend(exclude(t, &c.name)));
+            problems.push(
+                error("column_name", reason)
+                    .subject(&subject)
+                    .mend(exclude(t, &c.name)),
+            );
         }
-        let Some(described) = types.get(&c.type_key) else { continue };
+        let Some(described) = types.get(&c.type_key) else {
+            continue;
+        };
         match &described.mapped {
             Ok(mapped) => columns.push(ColumnSpec {
                 name: c.name.clone(),
@@ -245,13 +279,18 @@ fn describe(
                 lake_type: mapped.lake.clone(),
             }),
             Err(why) => problems.push(
-                error("unsupported_column", format!("{} ({}): {why}", c.name, described.name))
-                    .subject(&subject)
-                    .mend(exclude(t, &c.name)),
+                error(
+                    "unsupported_column",
+                    format!("{} ({}): {why}", c.name, described.name),
+                )
+                .subject(&subject)
+                .mend(exclude(t, &c.name)),
             ),
         }
     }
-    let key = options.and_then(|o| o.key.clone()).unwrap_or_else(|| t.primary.clone());
+    let key = options
+        .and_then(|o| o.key.clone())
+        .unwrap_or_else(|| t.primary.clone());
     problems.extend(key_problems(t, &key, &columns));
     problems.extend(identity_problem(t, &key));
     if !t.readable {
@@ -308,12 +347,18 @@ fn key_problems(t: &CatalogTable, key: &[String], columns: &[ColumnSpec]) -> Vec
     for k in key {
         let subject = format!("{}.{k}", t.table);
         let mut error = |check, reason: &str, mend: String| {
-            let finding = Finding::new(Severity::Error, check, reason).subject(&subject).mend(mend);
+            let finding = Finding::new(Severity::Error, check, reason)
+                .subject(&subject)
+                .mend(mend);
             problems.push(finding);
         };
         let keep = "in the config: take it out of exclude_columns, or name another key".to_owned();
         match t.columns.iter().find(|c| &c.name == k) {
-            None => error("key", "the key names a column that the table does not have", keep),
+            None => error(
+                "key",
+                "the key names a column that the table does not have",
+                keep,
+            ),
             Some(_) if !columns.iter().any(|c| &c.name == k) => {
                 error("key", "a key column is left out of the lake", keep);
             }
@@ -321,7 +366,11 @@ fn key_problems(t: &CatalogTable, key: &[String], columns: &[ColumnSpec]) -> Vec
             Some(c) if !c.not_null => error(
                 "key",
                 "a key column may be null",
-                format!("ALTER TABLE {} ALTER COLUMN {} SET NOT NULL;", table_ident(&t.table), ident(k)),
+                format!(
+                    "ALTER TABLE {} ALTER COLUMN {} SET NOT NULL;",
+                    table_ident(&t.table),
+                    ident(k)
+                ),
             ),
             Some(_) => {}
         }
@@ -357,7 +406,11 @@ fn identity_problem(t: &CatalogTable, key: &[String]) -> Option<Finding> {
             format!("ALTER TABLE {table} REPLICA IDENTITY FULL;"),
         ),
     };
-    Some(Finding::new(Severity::Error, "replica_identity", reason).subject(&t.table).mend(mend))
+    Some(
+        Finding::new(Severity::Error, "replica_identity", reason)
+            .subject(&t.table)
+            .mend(mend),
+    )
 }
 
 #[cfg(test)]
@@ -365,15 +418,33 @@ mod tests {
     use super::*;
 
     fn base(oid: u32, type_mod: i32) -> BaseType {
-        BaseType { oid, type_mod, name: "t".into(), kind: "b".into(), category: "X".into() }
+        BaseType {
+            oid,
+            type_mod,
+            name: "t".into(),
+            kind: "b".into(),
+            category: "X".into(),
+        }
     }
 
     #[test]
     fn numerics_become_decimals_only_where_the_lake_has_them() {
         let type_mod = |p: i32, s: i32| ((p << 16) | (s & 0x7ff)) + 4;
         let lake = |p, s| map(&base(1700, type_mod(p, s))).unwrap().lake;
-        assert_eq!(lake(12, 2), LakeType::Decimal { precision: 12, scale: 2 });
-        assert_eq!(lake(38, 38), LakeType::Decimal { precision: 38, scale: 38 });
+        assert_eq!(
+            lake(12, 2),
+            LakeType::Decimal {
+                precision: 12,
+                scale: 2
+            }
+        );
+        assert_eq!(
+            lake(38, 38),
+            LakeType::Decimal {
+                precision: 38,
+                scale: 38
+            }
+        );
         for (p, s) in [(39, 0), (5, -2), (3, 5), (1000, 1000)] {
             assert_eq!(lake(p, s), LakeType::Utf8, "{p} {s}");
         }
@@ -386,6 +457,12 @@ mod tests {
         assert_eq!(map(&base(1186, -1)).unwrap().form, CopyForm::Cast);
         assert_eq!(map(&base(1042, 9)).unwrap().form, CopyForm::Plain);
         assert_eq!(map(&base(70_000, -1)).unwrap().form, CopyForm::Output);
-        assert!(map(&BaseType { category: "A".into(), ..base(1007, -1) }).is_err());
+        assert!(
+            map(&BaseType {
+                category: "A".into(),
+                ..base(1007, -1)
+            })
+            .is_err()
+        );
     }
 }

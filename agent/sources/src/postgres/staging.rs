@@ -21,9 +21,12 @@ const READ_BUFFER: usize = 256 << 10;
 const SUFFIX: &str = "staged";
 
 fn failed(path: &Path, e: std::io::Error) -> Error {
-    Error::retryable(Kind::State, format!("cannot spill a transaction to {}", path.display()))
-        .hint("free space in state_dir, or raise commit.memory")
-        .caused_by(e)
+    Error::retryable(
+        Kind::State,
+        format!("cannot spill a transaction to {}", path.display()),
+    )
+    .hint("free space in state_dir, or raise commit.memory")
+    .caused_by(e)
 }
 
 #[derive(Debug)]
@@ -69,7 +72,13 @@ impl Staging {
                 std::fs::remove_file(&path).map_err(|e| failed(&path, e))?;
             }
         }
-        Ok(Staging { dir: dir.to_owned(), limit, held: 0, transactions: HashMap::new(), files: 0 })
+        Ok(Staging {
+            dir: dir.to_owned(),
+            limit,
+            held: 0,
+            transactions: HashMap::new(),
+            files: 0,
+        })
     }
 
     /// Bytes in memory.
@@ -91,7 +100,10 @@ impl Staging {
     }
 
     fn spill_largest(&mut self) -> Result<()> {
-        let Some((xid, staged)) = self.transactions.iter_mut().max_by_key(|(_, s)| s.memory.len())
+        let Some((xid, staged)) = self
+            .transactions
+            .iter_mut()
+            .max_by_key(|(_, s)| s.memory.len())
         else {
             self.held = 0;
             return Ok(());
@@ -106,10 +118,17 @@ impl Staging {
                 .mode(0o600)
                 .open(&path)
                 .map_err(|e| failed(&path, e))?;
-            staged.spill = Some(Spill { file, path, bytes: 0 });
+            staged.spill = Some(Spill {
+                file,
+                path,
+                bytes: 0,
+            });
         }
         if let Some(spill) = &mut staged.spill {
-            spill.file.write_all(&staged.memory).map_err(|e| failed(&spill.path, e))?;
+            spill
+                .file
+                .write_all(&staged.memory)
+                .map_err(|e| failed(&spill.path, e))?;
             spill.bytes += staged.memory.len() as u64;
         }
         self.held = self.held.saturating_sub(staged.memory.len());
@@ -130,17 +149,31 @@ impl Staging {
 
     /// Takes a transaction out to read it.
     pub fn take(&mut self, xid: u32) -> Result<Replay> {
-        let Staged { memory, spill, aborted } = self.transactions.remove(&xid).unwrap_or_default();
+        let Staged {
+            memory,
+            spill,
+            aborted,
+        } = self.transactions.remove(&xid).unwrap_or_default();
         self.held = self.held.saturating_sub(memory.len());
         let file = match spill {
             None => None,
             Some(spill) => {
                 let mut file = spill.file.try_clone().map_err(|e| failed(&spill.path, e))?;
                 file.rewind().map_err(|e| failed(&spill.path, e))?;
-                Some((BufReader::with_capacity(READ_BUFFER, file.take(spill.bytes)), spill))
+                Some((
+                    BufReader::with_capacity(READ_BUFFER, file.take(spill.bytes)),
+                    spill,
+                ))
             }
         };
-        Ok(Replay { file, memory, at: 0, aborted, message: Vec::new(), have: false })
+        Ok(Replay {
+            file,
+            memory,
+            at: 0,
+            aborted,
+            message: Vec::new(),
+            have: false,
+        })
     }
 }
 
@@ -176,16 +209,22 @@ impl Replay {
             let mut len = [0u8; 4];
             if read_fully(reader, &mut len).map_err(|e| failed(&spill.path, e))? {
                 self.message.resize(u32::from_le_bytes(len) as usize, 0);
-                reader.read_exact(&mut self.message).map_err(|e| failed(&spill.path, e))?;
+                reader
+                    .read_exact(&mut self.message)
+                    .map_err(|e| failed(&spill.path, e))?;
                 self.have = true;
                 return Ok(true);
             }
             self.file = None;
         }
         let rest = self.memory.get(self.at..).unwrap_or_default();
-        let Some((len, rest)) = rest.split_first_chunk::<4>() else { return Ok(false) };
+        let Some((len, rest)) = rest.split_first_chunk::<4>() else {
+            return Ok(false);
+        };
         let len = u32::from_le_bytes(*len) as usize;
-        let message = rest.get(..len).ok_or_else(|| Error::bug("a staged message is cut"))?;
+        let message = rest
+            .get(..len)
+            .ok_or_else(|| Error::bug("a staged message is cut"))?;
         self.message.clear();
         self.message.extend_from_slice(message);
         self.at += 4 + len;

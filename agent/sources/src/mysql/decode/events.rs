@@ -108,7 +108,10 @@ pub fn verify(event: &[u8]) -> Decoded<&[u8]> {
 /// Whether the events that follow a FORMAT_DESCRIPTION carry a CRC32; `event` still
 /// has its own four bytes of checksum, which that event always has room for.
 pub fn checksummed(event: &[u8]) -> Decoded<bool> {
-    let at = event.len().checked_sub(5).ok_or(DecodeError::Malformed("a format description"))?;
+    let at = event
+        .len()
+        .checked_sub(5)
+        .ok_or(DecodeError::Malformed("a format description"))?;
     match event.get(at) {
         Some(0) => Ok(false),
         Some(1) => Ok(true),
@@ -150,7 +153,11 @@ pub fn gtid(body: &[u8]) -> Decoded<MysqlGtid> {
             committed_at_us = input.uint(7)? & !(1 << 55);
         }
     }
-    Ok(MysqlGtid { origin: (uuid, String::new()), gno, committed_at_us })
+    Ok(MysqlGtid {
+        origin: (uuid, String::new()),
+        gno,
+        committed_at_us,
+    })
 }
 
 /// GTID_TAGGED: MySQL's serialization library, version 2 of its envelope.
@@ -158,13 +165,19 @@ pub fn gtid_tagged(body: &[u8]) -> Decoded<MysqlGtid> {
     const BAD: DecodeError = DecodeError::Malformed("a tagged gtid event");
     let mut input = Input(body);
     if input.u8()? != 2 {
-        return Err(DecodeError::Malformed("an unknown version of a tagged gtid event"));
+        return Err(DecodeError::Malformed(
+            "an unknown version of a tagged gtid event",
+        ));
     }
     let size = usize::try_from(input.varint()?).map_err(|_| BAD)?;
     let needed = input.varint()?;
     let fields = size.checked_sub(body.len() - input.len()).ok_or(BAD)?;
     let mut input = Input(input.take(fields)?);
-    let mut out = MysqlGtid { origin: ([0; 16], String::new()), gno: 0, committed_at_us: 0 };
+    let mut out = MysqlGtid {
+        origin: ([0; 16], String::new()),
+        gno: 0,
+        committed_at_us: 0,
+    };
     while !input.is_empty() {
         match input.varint()? {
             1 => {
@@ -215,7 +228,14 @@ pub fn maria_gtid(header: &Header, body: &[u8]) -> Decoded<MariaGtidEvent> {
     let seq = input.u64()?;
     let domain = input.u32()?;
     let flags = input.u8()?;
-    Ok(MariaGtidEvent { gtid: MariaGtid { domain, server: header.server_id, seq }, flags })
+    Ok(MariaGtidEvent {
+        gtid: MariaGtid {
+            domain,
+            server: header.server_id,
+            seq,
+        },
+        flags,
+    })
 }
 
 /// A statement in the log.
@@ -268,7 +288,11 @@ pub fn inflate(bytes: &[u8], out: &mut Vec<u8>) -> Decoded<()> {
     let start = out.len();
     let mut decoder = flate2::read::ZlibDecoder::new(input.0).take(len as u64 + 1);
     decoder.read_to_end(out).map_err(|_| BAD)?;
-    if out.len() - start == len { Ok(()) } else { Err(BAD) }
+    if out.len() - start == len {
+        Ok(())
+    } else {
+        Err(BAD)
+    }
 }
 
 /// MySQL's TRANSACTION_PAYLOAD.
@@ -295,7 +319,11 @@ pub fn payload(body: &[u8]) -> Decoded<Payload<'_>> {
             2 => match value.lenenc()? {
                 0 => zstd = true,
                 255 => zstd = false,
-                _ => return Err(DecodeError::Malformed("an unknown compression of a transaction")),
+                _ => {
+                    return Err(DecodeError::Malformed(
+                        "an unknown compression of a transaction",
+                    ));
+                }
             },
             _ => {}
         }
@@ -316,7 +344,11 @@ pub fn xa_prepare(body: &[u8]) -> Decoded<(String, bool)> {
     let (gtrid, bqual) = (input.u32()? as usize, input.u32()? as usize);
     let gtrid = input.take(gtrid)?;
     let bqual = input.take(bqual)?;
-    let xid = format!("X'{}',X'{}',{format}", hex::encode(gtrid), hex::encode(bqual));
+    let xid = format!(
+        "X'{}',X'{}',{format}",
+        hex::encode(gtrid),
+        hex::encode(bqual)
+    );
     Ok((xid, one_phase))
 }
 

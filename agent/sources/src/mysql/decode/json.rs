@@ -20,7 +20,10 @@ pub fn write(bytes: &[u8], out: &mut Vec<u8>) -> Decoded<()> {
         return Ok(());
     };
     // Printing makes at most six bytes of one, and ten of an element's entry.
-    let limit = out.len().saturating_add(bytes.len().saturating_mul(16)).saturating_add(512);
+    let limit = out
+        .len()
+        .saturating_add(bytes.len().saturating_mul(16))
+        .saturating_add(512);
     Writer { out, limit }.value(*kind, value, MAX_DEPTH + 1)
 }
 
@@ -86,8 +89,18 @@ impl Writer<'_> {
         let doc = doc.get(..size).ok_or(BAD)?;
         let keys_at = 2 * width;
         let key_entry = width + 2;
-        let values_at = keys_at + if object { count.checked_mul(key_entry).ok_or(BAD)? } else { 0 };
-        let entry = |at: usize, n: usize| doc.get(at..).map(Input).ok_or(BAD).and_then(|mut i| i.take(n));
+        let values_at = keys_at
+            + if object {
+                count.checked_mul(key_entry).ok_or(BAD)?
+            } else {
+                0
+            };
+        let entry = |at: usize, n: usize| {
+            doc.get(at..)
+                .map(Input)
+                .ok_or(BAD)
+                .and_then(|mut i| i.take(n))
+        };
         self.put(if object { "{" } else { "[" });
         for i in 0..count {
             if i > 0 {
@@ -169,7 +182,8 @@ impl Writer<'_> {
 
     /// The server's base64 breaks lines after 76 characters, and prints the break escaped.
     fn base64(&mut self, data: &[u8]) {
-        const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+        const DIGITS: &[u8; 64] =
+            b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
         let digit = |v: u32| DIGITS.get((v & 63) as usize).copied().unwrap_or(b'=');
         for (i, group) in data.chunks(3).enumerate() {
             if i > 0 && i.is_multiple_of(19) {
@@ -204,7 +218,7 @@ fn length(input: &mut Input<'_>) -> Decoded<usize> {
 
 /// The server's text of a double: the shortest digits that read back the same, with an
 /// exponent where the point lies more than fifteen places away, and `.0` where the
-/// number would read as an integer.
+/// number would read as an integer. A number with digits after its point has no exponent.
 pub fn double_text(v: f64) -> Option<String> {
     if !v.is_finite() {
         return None;
@@ -219,8 +233,13 @@ pub fn double_text(v: f64) -> Option<String> {
     // The point stands after this many digits.
     let point = exponent + 1;
     let n = digits.len() as i32;
-    let mut out = if v < 0.0 { "-".to_owned() } else { String::new() };
-    if !(-14..=15).contains(&point) {
+    let mut out = if v < 0.0 {
+        "-".to_owned()
+    } else {
+        String::new()
+    };
+    let plain = (-14..=15).contains(&point) || (point > 15 && n > point);
+    if !plain {
         let (first, rest) = digits.split_at_checked(1)?;
         out.push_str(first);
         if !rest.is_empty() {
@@ -259,8 +278,8 @@ mod tests {
     fn a_small_object() {
         // {"a": 1, "b": [true]}
         let doc = [
-            0, 2, 0, 28, 0, 18, 0, 1, 0, 19, 0, 1, 0, 5, 1, 0, 2, 20, 0, b'a', b'b', 1, 0, 7, 0, 4, 1,
-            0, 0,
+            0, 2, 0, 28, 0, 18, 0, 1, 0, 19, 0, 1, 0, 5, 1, 0, 2, 20, 0, b'a', b'b', 1, 0, 7, 0, 4,
+            1, 0, 0,
         ];
         assert_eq!(text(&doc).unwrap(), "{\"a\": 1, \"b\": [true]}");
         for n in 1..doc.len() - 1 {
@@ -291,6 +310,9 @@ mod tests {
             (123456789012345.0, "123456789012345.0"),
             (1.5e-10, "0.00000000015"),
             (1e-20, "1e-20"),
+            (1e14, "100000000000000.0"),
+            (1.23e-15, "0.00000000000000123"),
+            (1234567890123456.5, "1234567890123456.5"),
             (1.7976931348623157e308, "1.7976931348623157e308"),
         ] {
             assert_eq!(double_text(v).as_deref(), Some(t));

@@ -26,9 +26,10 @@ pub type Decoded<T> = Result<T, DecodeError>;
 impl From<DecodeError> for Error {
     fn from(e: DecodeError) -> Error {
         match e {
-            DecodeError::Malformed(what) => {
-                Error::retryable(Kind::Corrupt, format!("the source sent malformed bytes: {what}"))
-            }
+            DecodeError::Malformed(what) => Error::retryable(
+                Kind::Corrupt,
+                format!("the source sent malformed bytes: {what}"),
+            ),
             DecodeError::Value(what) => Error::new(Class::Data, Kind::Data, what),
         }
     }
@@ -142,7 +143,11 @@ impl<'a> Input<'a> {
     pub fn signed_varint(&mut self) -> Decoded<i64> {
         let v = self.varint()?;
         let magnitude = (v >> 1) as i64;
-        Ok(if v & 1 == 1 { -magnitude - 1 } else { magnitude })
+        Ok(if v & 1 == 1 {
+            -magnitude - 1
+        } else {
+            magnitude
+        })
     }
 }
 
@@ -154,7 +159,11 @@ pub fn little_endian(bytes: &[u8]) -> u64 {
         [a, b] => u16::from_le_bytes([a, b]).into(),
         [a, b, c, d] => u32::from_le_bytes([a, b, c, d]).into(),
         [a, b, c, d, e, f, g, h] => u64::from_le_bytes([a, b, c, d, e, f, g, h]),
-        _ => bytes.iter().take(8).rev().fold(0, |v, b| v << 8 | u64::from(*b)),
+        _ => bytes
+            .iter()
+            .take(8)
+            .rev()
+            .fold(0, |v, b| v << 8 | u64::from(*b)),
     }
 }
 
@@ -173,7 +182,7 @@ mod tests {
         assert_eq!(little_endian(&[1, 2, 3]), 0x030201);
         assert_eq!(big_endian(&[1, 2, 3]), 0x010203);
         assert_eq!(Input(&[0xfc, 1, 2]).lenenc(), Ok(0x0201));
-        assert_eq!(Input(&[0xfb]).lenenc().is_err(), true);
+        assert!(Input(&[0xfb]).lenenc().is_err());
         assert_eq!(Input(&[0x02]).varint(), Ok(1));
         assert_eq!(Input(&[0xff, 1, 0, 0, 0, 0, 0, 0, 0]).varint(), Ok(1));
         assert_eq!(Input(&[0x06]).signed_varint(), Ok(-2));

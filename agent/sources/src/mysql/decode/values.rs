@@ -39,7 +39,8 @@ impl Charset {
 
     /// Appends `bytes` as UTF-8.
     fn decode(self, bytes: &[u8], out: &mut Vec<u8>) -> Decoded<()> {
-        const BAD: DecodeError = DecodeError::Value("a text value is not valid in its column's charset");
+        const BAD: DecodeError =
+            DecodeError::Value("a text value is not valid in its column's charset");
         fn push(out: &mut Vec<u8>, c: char) {
             out.extend_from_slice(c.encode_utf8(&mut [0; 4]).as_bytes());
         }
@@ -59,7 +60,11 @@ impl Charset {
                 if !bytes.len().is_multiple_of(2) {
                     return Err(BAD);
                 }
-                let read = if self == Charset::Utf16 { u16::from_be_bytes } else { u16::from_le_bytes };
+                let read = if self == Charset::Utf16 {
+                    u16::from_be_bytes
+                } else {
+                    u16::from_le_bytes
+                };
                 for c in units(read) {
                     push(out, c.map_err(|_| BAD)?);
                 }
@@ -79,8 +84,9 @@ impl Charset {
 
 fn latin1(b: u8) -> char {
     const HIGH: [char; 32] = [
-        '€', '\u{81}', '‚', 'ƒ', '„', '…', '†', '‡', 'ˆ', '‰', 'Š', '‹', 'Œ', '\u{8d}', 'Ž', '\u{8f}',
-        '\u{90}', '‘', '’', '“', '”', '•', '–', '—', '˜', '™', 'š', '›', 'œ', '\u{9d}', 'ž', 'Ÿ',
+        '€', '\u{81}', '‚', 'ƒ', '„', '…', '†', '‡', 'ˆ', '‰', 'Š', '‹', 'Œ', '\u{8d}', 'Ž',
+        '\u{8f}', '\u{90}', '‘', '’', '“', '”', '•', '–', '—', '˜', '™', 'š', '›', 'œ', '\u{9d}',
+        'ž', 'Ÿ',
     ];
     match b {
         0x80..=0x9f => HIGH.get(usize::from(b) - 0x80).copied().unwrap_or('?'),
@@ -188,7 +194,9 @@ fn push_text_with(
     bound: usize,
     write: impl FnOnce(&mut Vec<u8>) -> Decoded<()>,
 ) -> Decoded<usize> {
-    let ColumnBuilder::Utf8(c) = out else { return Err(UNFIT) };
+    let ColumnBuilder::Utf8(c) = out else {
+        return Err(UNFIT);
+    };
     if !c.fits(bound) {
         return Err(TOO_LONG);
     }
@@ -261,7 +269,15 @@ pub fn unpack_datetime(packed: u64) -> Parts {
     let (us, v) = ((packed & 0xff_ffff) as u32, packed >> 24);
     let (ymd, hms) = (v >> 17, (v & 0x1_ffff) as u32);
     let ym = (ymd >> 5) as u32;
-    (ym / 13, ym % 13, (ymd & 31) as u32, hms >> 12, (hms >> 6) & 63, hms & 63, us)
+    (
+        ym / 13,
+        ym % 13,
+        (ymd & 31) as u32,
+        hms >> 12,
+        (hms >> 6) & 63,
+        hms & 63,
+        us,
+    )
 }
 
 fn fraction(bytes: &[u8]) -> u32 {
@@ -291,7 +307,11 @@ pub fn write_time(out: &mut Vec<u8>, negative: bool, hms: (u64, u32, u32), us: u
 pub fn unpack_time(packed: i64) -> (bool, (u64, u32, u32), u32) {
     let v = packed.unsigned_abs();
     let hms = v >> 24;
-    let parts = ((hms >> 12) & 0x3ff, ((hms >> 6) & 63) as u32, (hms & 63) as u32);
+    let parts = (
+        (hms >> 12) & 0x3ff,
+        ((hms >> 6) & 63) as u32,
+        (hms & 63) as u32,
+    );
     (packed < 0, parts, (v & 0xff_ffff) as u32)
 }
 
@@ -318,7 +338,11 @@ pub fn decimal_len(precision: u8, scale: u8) -> Option<usize> {
     let (p, s) = (usize::from(precision), usize::from(scale));
     let whole = p.checked_sub(s)?;
     let part = |digits: usize| Some(digits / 9 * 4 + DIGIT_BYTES.get(digits % 9)?);
-    if p == 0 || p > 65 { None } else { Some(part(whole)? + part(s)?) }
+    if p == 0 || p > 65 {
+        None
+    } else {
+        Some(part(whole)? + part(s)?)
+    }
 }
 
 /// Calls `each` with the value and the number of digits of each group, most significant first.
@@ -345,7 +369,11 @@ fn decimal_groups(
             v ^= 1 << (width - 1);
             at_start = false;
         }
-        v ^= if width == 32 { mask } else { mask & ((1 << width) - 1) };
+        v ^= if width == 32 {
+            mask
+        } else {
+            mask & ((1 << width) - 1)
+        };
         if v >= 10u32.pow(digits as u32) {
             return Err(BAD);
         }
@@ -410,14 +438,19 @@ fn parse_decimal(text: &[u8], scale: u8) -> Decoded<i128> {
         match b {
             b'.' if after.is_none() => after = Some(0),
             b'0'..=b'9' => {
-                v = v.checked_mul(10).and_then(|v| v.checked_add(i128::from(b - b'0'))).ok_or(UNFIT)?;
+                v = v
+                    .checked_mul(10)
+                    .and_then(|v| v.checked_add(i128::from(b - b'0')))
+                    .ok_or(UNFIT)?;
                 after = after.map(|n| n.saturating_add(1));
             }
             _ => return Err(UNFIT),
         }
     }
     let missing = scale.checked_sub(after.unwrap_or(0)).ok_or(UNFIT)?;
-    let v = v.checked_mul(10i128.checked_pow(missing.into()).ok_or(UNFIT)?).ok_or(UNFIT)?;
+    let v = v
+        .checked_mul(10i128.checked_pow(missing.into()).ok_or(UNFIT)?)
+        .ok_or(UNFIT)?;
     Ok(if negative { -v } else { v })
 }
 
@@ -451,12 +484,16 @@ pub fn push_logged(
         Value::Text(Charset::Utf8) => {
             // The same check as `Charset::decode`, without its second buffer call.
             if std::str::from_utf8(bytes).is_err() {
-                return Err(DecodeError::Value("a text value is not valid in its column's charset"));
+                return Err(DecodeError::Value(
+                    "a text value is not valid in its column's charset",
+                ));
             }
             return push_bytes(bytes, out);
         }
         Value::Text(charset) => {
-            return push_text_with(out, bytes.len().saturating_mul(3), |o| charset.decode(bytes, o));
+            return push_text_with(out, bytes.len().saturating_mul(3), |o| {
+                charset.decode(bytes, o)
+            });
         }
         Value::Binary => return push_bytes(bytes, out),
         Value::Decimal { precision, scale } => match out {
@@ -500,14 +537,25 @@ fn push_logged_rare(
             let two = |v: u64| (v % 100) as u32;
             let (d, t) = (v / 1_000_000, v % 1_000_000);
             let year = u32::try_from(d / 10_000).unwrap_or(0);
-            let parts =
-                (year, two(d / 100), two(d), two(t / 10_000), two(t / 100), two(t), 0);
+            let parts = (
+                year,
+                two(d / 100),
+                two(d),
+                two(t / 10_000),
+                two(t / 100),
+                two(t),
+                0,
+            );
             push_instant(instant(parts), out, coerced)?;
         }
         Value::Timestamp(_) | Value::OldTimestamp => {
             let (whole, part) = bytes.split_at_checked(4).unwrap_or((bytes, &[]));
             let old = matches!(value, Value::OldTimestamp);
-            let seconds = if old { little_endian(whole) } else { big_endian(whole) };
+            let seconds = if old {
+                little_endian(whole)
+            } else {
+                big_endian(whole)
+            };
             let us = seconds as i64 * 1_000_000 + i64::from(fraction(part));
             push_instant((us != 0).then_some(us), out, coerced)?;
         }
@@ -573,7 +621,9 @@ fn push_bit(bytes: &[u8], out: &mut ColumnBuilder) -> Decoded<usize> {
 }
 
 fn push_padded(bytes: &[u8], len: usize, out: &mut ColumnBuilder) -> Decoded<usize> {
-    let ColumnBuilder::Binary(c) = out else { return Err(UNFIT) };
+    let ColumnBuilder::Binary(c) = out else {
+        return Err(UNFIT);
+    };
     if bytes.len() > len {
         return Err(UNFIT);
     }
@@ -591,7 +641,9 @@ fn push_padded(bytes: &[u8], len: usize, out: &mut ColumnBuilder) -> Decoded<usi
 /// MariaDB's fixed binary types as text; trailing zeros may be missing in the log.
 fn write_fixed(value: &Value, bytes: &[u8], out: &mut Vec<u8>) -> Decoded<()> {
     let mut raw = [0u8; 16];
-    raw.get_mut(..bytes.len()).ok_or(UNFIT)?.copy_from_slice(bytes);
+    raw.get_mut(..bytes.len())
+        .ok_or(UNFIT)?
+        .copy_from_slice(bytes);
     let written = match value {
         Value::Uuid => {
             let u = uuid_from_record(raw);
@@ -613,8 +665,27 @@ fn uuid_from_record(r: [u8; 16]) -> [u8; 16] {
     if !swapped {
         return r;
     }
-    let [n0, n1, n2, n3, n4, n5, c0, c1, h0, h1, m0, m1, l0, l1, l2, l3] = r;
-    [l0, l1, l2, l3, m0, m1, h0, h1, c0, c1, n0, n1, n2, n3, n4, n5]
+    let [
+        n0,
+        n1,
+        n2,
+        n3,
+        n4,
+        n5,
+        c0,
+        c1,
+        h0,
+        h1,
+        m0,
+        m1,
+        l0,
+        l1,
+        l2,
+        l3,
+    ] = r;
+    [
+        l0, l1, l2, l3, m0, m1, h0, h1, c0, c1, n0, n1, n2, n3, n4, n5,
+    ]
 }
 
 /// Appends one cell of a binary-protocol row of the given protocol type.
@@ -691,14 +762,22 @@ fn fetched_datetime(input: &mut Input<'_>) -> Decoded<Parts> {
     Ok(parts)
 }
 
-fn push_fetched_time(value: &Value, input: &mut Input<'_>, out: &mut ColumnBuilder) -> Decoded<usize> {
+fn push_fetched_time(
+    value: &Value,
+    input: &mut Input<'_>,
+    out: &mut ColumnBuilder,
+) -> Decoded<usize> {
     let len = input.u8()?;
     let mut v = Input(input.take(len.into())?);
     let (mut negative, mut hms, mut us) = (false, (0u64, 0u32, 0u32), 0);
     if len >= 8 {
         negative = v.u8()? != 0;
         let days = u64::from(v.u32()?);
-        hms = (days * 24 + u64::from(v.u8()?), v.u8()?.into(), v.u8()?.into());
+        hms = (
+            days * 24 + u64::from(v.u8()?),
+            v.u8()?.into(),
+            v.u8()?.into(),
+        );
     }
     if len >= 12 {
         us = v.u32()?;
@@ -733,7 +812,10 @@ mod tests {
         let mut out = Vec::new();
         decimal_text(&negative, 14, 4, &mut out).unwrap();
         assert_eq!(out, b"-1234567890.1234");
-        assert_eq!(parse_decimal(b"-1234567890.1234", 4), Ok(-12_345_678_901_234));
+        assert_eq!(
+            parse_decimal(b"-1234567890.1234", 4),
+            Ok(-12_345_678_901_234)
+        );
         assert_eq!(parse_decimal(b"5", 2), Ok(500));
         assert!(parse_decimal(b"5.123", 2).is_err());
         assert!(decimal_value(&[0xff; 7], 14, 4).is_err());
@@ -747,7 +829,13 @@ mod tests {
         assert_eq!(days(2000, 2, 29), Some(11_016));
         assert_eq!(days(1, 1, 1), Some(-719_162));
         assert_eq!(days(9999, 12, 31), Some(2_932_896));
-        for (y, m, d) in [(0, 1, 1), (2024, 0, 15), (2024, 2, 30), (1900, 2, 29), (2024, 13, 1)] {
+        for (y, m, d) in [
+            (0, 1, 1),
+            (2024, 0, 15),
+            (2024, 2, 30),
+            (1900, 2, 29),
+            (2024, 13, 1),
+        ] {
             assert_eq!(days(y, m, d), None);
         }
     }
@@ -759,19 +847,44 @@ mod tests {
         assert_eq!(text(v(0), &[0xb4, 0x6e, 0xfb]).unwrap(), "838:59:59");
         assert_eq!(text(v(0), &[0x4b, 0x91, 0x05]).unwrap(), "-838:59:59");
         // -00:00:01.10 and -00:00:00.99 of time(2)
-        assert_eq!(text(v(2), &[0x7f, 0xff, 0xfe, 0xf6]).unwrap(), "-00:00:01.10");
-        assert_eq!(text(v(2), &[0x7f, 0xff, 0xff, 0x9d]).unwrap(), "-00:00:00.99");
-        assert_eq!(text(v(6), &[0x80, 0, 1, 0, 0, 1]).unwrap(), "00:00:01.000001");
+        assert_eq!(
+            text(v(2), &[0x7f, 0xff, 0xfe, 0xf6]).unwrap(),
+            "-00:00:01.10"
+        );
+        assert_eq!(
+            text(v(2), &[0x7f, 0xff, 0xff, 0x9d]).unwrap(),
+            "-00:00:00.99"
+        );
+        assert_eq!(
+            text(v(6), &[0x80, 0, 1, 0, 0, 1]).unwrap(),
+            "00:00:01.000001"
+        );
     }
 
     #[test]
     fn charsets_become_utf8() {
-        assert_eq!(text(Value::Text(Charset::Latin1), &[0x80, 0xe9, 0x81]).unwrap(), "€é\u{81}");
-        assert_eq!(text(Value::Text(Charset::Utf16), &[0xd8, 0x3d, 0xde, 0x00]).unwrap(), "😀");
+        assert_eq!(
+            text(Value::Text(Charset::Latin1), &[0x80, 0xe9, 0x81]).unwrap(),
+            "€é\u{81}"
+        );
+        assert_eq!(
+            text(Value::Text(Charset::Utf16), &[0xd8, 0x3d, 0xde, 0x00]).unwrap(),
+            "😀"
+        );
         assert_eq!(text(Value::Text(Charset::Utf16Le), b"a\0").unwrap(), "a");
-        assert_eq!(text(Value::Text(Charset::Utf32), &[0, 1, 0xf6, 0]).unwrap(), "😀");
-        for (c, bad) in [(Charset::Utf8, &[0xff][..]), (Charset::Utf16, &[0xd8, 0]), (Charset::Utf32, &[1])] {
-            assert!(matches!(text(Value::Text(c), bad), Err(DecodeError::Value(_))));
+        assert_eq!(
+            text(Value::Text(Charset::Utf32), &[0, 1, 0xf6, 0]).unwrap(),
+            "😀"
+        );
+        for (c, bad) in [
+            (Charset::Utf8, &[0xff][..]),
+            (Charset::Utf16, &[0xd8, 0]),
+            (Charset::Utf32, &[1]),
+        ] {
+            assert!(matches!(
+                text(Value::Text(c), bad),
+                Err(DecodeError::Value(_))
+            ));
         }
     }
 
@@ -783,7 +896,13 @@ mod tests {
         assert!(text(Value::Enum(labels.clone()), &[4]).is_err());
         assert_eq!(text(Value::Set(labels), &[5]).unwrap(), "a,c");
         let mut c = ColumnBuilder::new(&LakeType::Binary);
-        push_logged(&Value::FixedBinary(3), b"x", &mut c, &mut Coerced::default()).unwrap();
+        push_logged(
+            &Value::FixedBinary(3),
+            b"x",
+            &mut c,
+            &mut Coerced::default(),
+        )
+        .unwrap();
         assert_eq!(c.finish().as_binary::<i32>().value(0), b"x\0\0");
     }
 
@@ -791,9 +910,23 @@ mod tests {
     fn zero_dates_become_null_and_are_counted() {
         let mut coerced = Coerced::default();
         let mut c = ColumnBuilder::new(&LakeType::Timestamp);
-        push_logged(&Value::DateTime(0), &[0x80, 0, 0, 0, 0], &mut c, &mut coerced).unwrap();
+        push_logged(
+            &Value::DateTime(0),
+            &[0x80, 0, 0, 0, 0],
+            &mut c,
+            &mut coerced,
+        )
+        .unwrap();
         let mut d = ColumnBuilder::new(&LakeType::Date32);
-        push_fetched(&Value::Date, 10, false, &mut Input(&[0]), &mut d, &mut coerced).unwrap();
+        push_fetched(
+            &Value::Date,
+            10,
+            false,
+            &mut Input(&[0]),
+            &mut d,
+            &mut coerced,
+        )
+        .unwrap();
         assert!(c.finish().is_null(0) && d.finish().is_null(0));
         assert_eq!(coerced.zero_dates, 2);
     }

@@ -14,7 +14,9 @@ pub const SIGNATURE: [u8; 11] = *b"PGCOPY\n\xff\r\n\0";
 
 /// The length of the header at the front of `buf`; `None` if it is not whole yet.
 pub fn header_len(buf: &[u8]) -> Result<Option<usize>> {
-    let Some((fixed, _)) = buf.split_first_chunk::<19>() else { return Ok(None) };
+    let Some((fixed, _)) = buf.split_first_chunk::<19>() else {
+        return Ok(None);
+    };
     if !fixed.starts_with(&SIGNATURE) {
         return Err(ValueError::Form);
     }
@@ -37,7 +39,9 @@ pub enum Row<'a> {
 /// Finds the row at the front of `buf`.
 #[inline]
 pub fn row(buf: &[u8]) -> Result<Row<'_>> {
-    let Some((count, mut rest)) = buf.split_first_chunk::<2>() else { return Ok(Row::Partial) };
+    let Some((count, mut rest)) = buf.split_first_chunk::<2>() else {
+        return Ok(Row::Partial);
+    };
     let count = i16::from_be_bytes(*count);
     if count == -1 {
         return Ok(Row::End);
@@ -45,7 +49,9 @@ pub fn row(buf: &[u8]) -> Result<Row<'_>> {
     let count = u16::try_from(count).map_err(|_| ValueError::Form)?;
     let cells = rest;
     for _ in 0..count {
-        let Some((len, behind)) = rest.split_first_chunk::<4>() else { return Ok(Row::Partial) };
+        let Some((len, behind)) = rest.split_first_chunk::<4>() else {
+            return Ok(Row::Partial);
+        };
         rest = behind;
         let len = i32::from_be_bytes(*len);
         if len >= 0 {
@@ -58,7 +64,11 @@ pub fn row(buf: &[u8]) -> Result<Row<'_>> {
         }
     }
     let used = cells.len() - rest.len();
-    Ok(Row::Whole(count, cells.get(..used).unwrap_or_default(), used + 2))
+    Ok(Row::Whole(
+        count,
+        cells.get(..used).unwrap_or_default(),
+        used + 2,
+    ))
 }
 
 /// The next cell of a row; `None` is null.
@@ -68,7 +78,10 @@ pub fn cell<'a>(cells: &mut Reader<'a>) -> Result<Option<&'a [u8]>> {
     if len < 0 {
         return Ok(None);
     }
-    cells.take(len as usize).map(Some).map_err(|_| ValueError::Form)
+    cells
+        .take(len as usize)
+        .map(Some)
+        .map_err(|_| ValueError::Form)
 }
 
 #[inline]
@@ -222,7 +235,10 @@ mod tests {
 
     fn numeric(weight: i16, sign: u16, dscale: u16, digits: &[u16]) -> Vec<u8> {
         let head = [digits.len() as u16, weight as u16, sign, dscale];
-        head.iter().chain(digits).flat_map(|v| v.to_be_bytes()).collect()
+        head.iter()
+            .chain(digits)
+            .flat_map(|v| v.to_be_bytes())
+            .collect()
     }
 
     #[test]
@@ -238,11 +254,23 @@ mod tests {
         assert_eq!(d(0, 0, 1, &[1, 5000], 5, 1), Ok(15));
         assert_eq!(d(0, 0, 0, &[100], 2, 0), Err(ValueError::Digits));
         assert_eq!(d(0, 0xC000, 0, &[], 2, 0), Err(ValueError::NotANumber));
-        assert_eq!(d(9, 0, 0, &[99, 9999, 9999, 9999, 9999, 9999, 9999, 9999, 9999, 9999], 38, 0),
-            Ok(10i128.pow(38) - 1));
+        assert_eq!(
+            d(
+                9,
+                0,
+                0,
+                &[99, 9999, 9999, 9999, 9999, 9999, 9999, 9999, 9999, 9999],
+                38,
+                0
+            ),
+            Ok(10i128.pow(38) - 1)
+        );
         assert_eq!(d(30, 0, 0, &[1], 38, 0), Err(ValueError::Digits));
         assert_eq!(d(i16::MIN, 0, 0, &[1], 38, 0), Err(ValueError::Digits));
-        assert_eq!(decimal(&[0, 1, 0, 0, 0, 0, 0, 0], 38, 0), Err(ValueError::Form));
+        assert_eq!(
+            decimal(&[0, 1, 0, 0, 0, 0, 0, 0], 38, 0),
+            Err(ValueError::Form)
+        );
     }
 
     #[test]

@@ -13,8 +13,12 @@ pub const EPOCH_US: i64 = 946_684_800_000_000;
 
 /// Now, in microseconds since 2000, as status updates carry it.
 pub fn now() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_micros()).unwrap_or(i64::MAX).saturating_sub(EPOCH_US)
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    i64::try_from(since.as_micros())
+        .unwrap_or(i64::MAX)
+        .saturating_sub(EPOCH_US)
 }
 
 fn corrupt(what: &str) -> Error {
@@ -88,7 +92,9 @@ impl<'a> Reader<'a> {
 /// The length of the protocol message at the front of `buf`, tag included; it may
 /// exceed what has arrived. `None`: not even the length has arrived.
 pub fn message_len(buf: &[u8], limit: usize) -> Result<Option<usize>> {
-    let Some(header) = buf.first_chunk::<5>() else { return Ok(None) };
+    let Some(header) = buf.first_chunk::<5>() else {
+        return Ok(None);
+    };
     let [_, a, b, c, d] = *header;
     let len = u32::from_be_bytes([a, b, c, d]) as usize;
     if len < 4 {
@@ -137,7 +143,9 @@ pub fn envelope<'a>(buf: &mut Reader<'a>) -> Result<Envelope<'a>> {
                 body.take(24)?;
                 Ok(Envelope::Data(body.0))
             }
-            b'k' => Ok(Envelope::Keepalive { wal_end: Lsn(body.u64()?) }),
+            b'k' => Ok(Envelope::Keepalive {
+                wal_end: Lsn(body.u64()?),
+            }),
             other => Err(corrupt(&format!("unknown kind {other:#04x} of copy data"))),
         },
         b'c' | b'C' => Ok(Envelope::End),
@@ -314,7 +322,10 @@ impl<'a> Tuple<'a> {
     /// The cells in order.
     #[inline]
     pub fn cells(&self) -> Cells<'a> {
-        Cells { left: self.columns, body: Reader(self.body) }
+        Cells {
+            left: self.columns,
+            body: Reader(self.body),
+        }
     }
 }
 
@@ -343,16 +354,25 @@ impl<'a> Cells<'a> {
 fn tuple<'a>(r: &mut Reader<'a>) -> Result<Tuple<'a>> {
     let columns = r.u16()?;
     let start = r.0;
-    let mut cells = Cells { left: columns, body: *r };
+    let mut cells = Cells {
+        left: columns,
+        body: *r,
+    };
     while cells.next_cell()?.is_some() {}
     *r = cells.body;
     let len = start.len() - r.0.len();
-    Ok(Tuple { columns, body: start.get(..len).unwrap_or_default() })
+    Ok(Tuple {
+        columns,
+        body: start.get(..len).unwrap_or_default(),
+    })
 }
 
 /// The tuple that a message ends with: nothing follows it, so its end need not be found.
 fn last_tuple<'a>(r: &mut Reader<'a>) -> Result<Tuple<'a>> {
-    Ok(Tuple { columns: r.u16()?, body: r.0 })
+    Ok(Tuple {
+        columns: r.u16()?,
+        body: r.0,
+    })
 }
 
 /// Parses one message. `in_stream`: it stands between `StreamStart` and `StreamStop`,
@@ -361,7 +381,11 @@ pub fn parse(data: &[u8], in_stream: bool) -> Result<Message<'_>> {
     let mut r = Reader(data);
     let kind = r.u8()?;
     let xid = |r: &mut Reader<'_>| -> Result<Option<u32>> {
-        if in_stream { r.u32().map(Some) } else { Ok(None) }
+        if in_stream {
+            r.u32().map(Some)
+        } else {
+            Ok(None)
+        }
     };
     Ok(match kind {
         b'B' => Message::Begin {
@@ -371,7 +395,9 @@ pub fn parse(data: &[u8], in_stream: bool) -> Result<Message<'_>> {
         },
         b'C' => {
             r.take(9)?;
-            Message::Commit { end_lsn: Lsn(r.u64()?) }
+            Message::Commit {
+                end_lsn: Lsn(r.u64()?),
+            }
         }
         b'R' => {
             let xid = xid(&mut r)?;
@@ -389,7 +415,11 @@ pub fn parse(data: &[u8], in_stream: bool) -> Result<Message<'_>> {
             let xid = xid(&mut r)?;
             let relation = r.u32()?;
             expect(&mut r, b'N')?;
-            Message::Row { xid, relation, row: RowBody::Insert(last_tuple(&mut r)?) }
+            Message::Row {
+                xid,
+                relation,
+                row: RowBody::Insert(last_tuple(&mut r)?),
+            }
         }
         b'U' => {
             let xid = xid(&mut r)?;
@@ -397,13 +427,23 @@ pub fn parse(data: &[u8], in_stream: bool) -> Result<Message<'_>> {
             let old = match r.u8()? {
                 b'N' => None,
                 kind @ (b'K' | b'O') => {
-                    let old = Old { whole: kind == b'O', tuple: tuple(&mut r)? };
+                    let old = Old {
+                        whole: kind == b'O',
+                        tuple: tuple(&mut r)?,
+                    };
                     expect(&mut r, b'N')?;
                     Some(old)
                 }
                 _ => return Err(corrupt("an update without a new row")),
             };
-            Message::Row { xid, relation, row: RowBody::Update { old, new: last_tuple(&mut r)? } }
+            Message::Row {
+                xid,
+                relation,
+                row: RowBody::Update {
+                    old,
+                    new: last_tuple(&mut r)?,
+                },
+            }
         }
         b'D' => {
             let xid = xid(&mut r)?;
@@ -413,14 +453,26 @@ pub fn parse(data: &[u8], in_stream: bool) -> Result<Message<'_>> {
                 b'K' => false,
                 _ => return Err(corrupt("a delete without an old row")),
             };
-            Message::Row { xid, relation, row: RowBody::Delete(Old { whole, tuple: last_tuple(&mut r)? }) }
+            Message::Row {
+                xid,
+                relation,
+                row: RowBody::Delete(Old {
+                    whole,
+                    tuple: last_tuple(&mut r)?,
+                }),
+            }
         }
         b'T' => {
             let xid = xid(&mut r)?;
             let count = r.u32()? as usize;
             r.u8()?;
-            let bytes = count.checked_mul(4).ok_or_else(|| corrupt("too many tables"))?;
-            Message::Truncate { xid, relations: r.take(bytes)? }
+            let bytes = count
+                .checked_mul(4)
+                .ok_or_else(|| corrupt("too many tables"))?;
+            Message::Truncate {
+                xid,
+                relations: r.take(bytes)?,
+            }
         }
         b'S' => Message::StreamStart { xid: r.u32()? },
         b'E' => Message::StreamStop,
@@ -434,7 +486,10 @@ pub fn parse(data: &[u8], in_stream: bool) -> Result<Message<'_>> {
                 committed_at_us: r.i64()?.saturating_add(EPOCH_US),
             }
         }
-        b'A' => Message::StreamAbort { xid: r.u32()?, subxid: r.u32()? },
+        b'A' => Message::StreamAbort {
+            xid: r.u32()?,
+            subxid: r.u32()?,
+        },
         b'O' | b'Y' | b'M' => Message::Other,
         b'b' | b'P' | b'K' | b'r' | b'p' => {
             return Err(corrupt("a two-phase message, which was not asked for")
@@ -445,7 +500,11 @@ pub fn parse(data: &[u8], in_stream: bool) -> Result<Message<'_>> {
 }
 
 fn expect(r: &mut Reader<'_>, tag: u8) -> Result<()> {
-    if r.u8()? == tag { Ok(()) } else { Err(corrupt("a change without a new row")) }
+    if r.u8()? == tag {
+        Ok(())
+    } else {
+        Err(corrupt("a change without a new row"))
+    }
 }
 
 #[cfg(test)]

@@ -62,7 +62,10 @@ pub enum ValueError {
 impl ValueError {
     /// Whether `as = "string"` lets the value through.
     pub fn text_helps(self) -> bool {
-        matches!(self, ValueError::NotANumber | ValueError::Digits | ValueError::Late)
+        matches!(
+            self,
+            ValueError::NotANumber | ValueError::Digits | ValueError::Late
+        )
     }
 }
 
@@ -72,7 +75,9 @@ impl fmt::Display for ValueError {
             ValueError::NotANumber => "holds NaN or infinity, which a decimal cannot",
             ValueError::Digits => "holds a number with more digits than its type says",
             ValueError::Range => "holds a number past its lake type",
-            ValueError::Late => "holds a time past the year 294247, which 64 bits of microseconds cannot",
+            ValueError::Late => {
+                "holds a time past the year 294247, which 64 bits of microseconds cannot"
+            }
             ValueError::Utf8 => "holds text that is not UTF-8",
             ValueError::Long => "holds a value too long for one batch",
             ValueError::Form => "holds a value that does not have the form of its type",
@@ -106,5 +111,6 @@ pub fn power_of_ten(n: u32) -> Option<i128> {
 
 /// Whether an unscaled value has at most `precision` digits.
 pub fn fits_precision(value: i128, precision: u8) -> bool {
-    power_of_ten(u32::from(precision)).is_some_and(|limit| value.unsigned_abs() < limit.unsigned_abs())
+    power_of_ten(u32::from(precision))
+        .is_some_and(|limit| value.unsigned_abs() < limit.unsigned_abs())
 }

@@ -1,0 +1,567 @@
+//! Snapshots: chunks of a table's key range, and one exact read of a table without a key.
+//!
+//! **INV-5, visibility.** A chunk may be read once everything that the tail delivered up to
+//! the table's base is visible to a SELECT.
+//! - MySQL with GTIDs: a transaction's GTID enters `gtid_executed` after the engine has
+//!   committed it, so `WAIT_FOR_EXECUTED_GTID_SET(base)` is the wait itself.
+//! - MySQL without GTIDs: a transaction keeps its metadata lock on the table until its engine
+//!   commit is done, so once `LOCK TABLES … READ` is granted, every transaction of this table
+//!   that stood in the log before it was asked is visible. It is released at once.
+//! - MariaDB: `START TRANSACTION WITH CONSISTENT SNAPSHOT` stops commits between log and
+//!   engine for a moment and says which log position its view shows. Views only grow, so when
+//!   one covers the base, every later one does.
+//!
+//! **INV-6, an exact read.** MariaDB's consistent snapshot is exact by itself. MySQL: the
+//! table is locked against writers on a second connection, the view opens here, the position is
+//! read there, and the lock goes. No transaction of this table can be between log and engine
+//! while it is locked, so the view holds exactly those that the position covers.
+//!
+//! Bounds are found and compared by the server alone, through the key's index; text bounds
+//! travel as the column's own bytes with its collation.
+
+use super::connect::Server;
+use super::decode::Input;
+use super::decode::values::{Coerced, Value, push_fetched};
+use super::flavor::Flavor;
+use super::gtid::{Coordinate, GtidList, Place};
+use super::schema::{SourceTable, column_type, describe, drifted, read_table};
+use super::wire::{ColumnDefinition, Connection, WireError, identifier, quote};
+use crate::{ChunkEvent, ChunkReader};
+use async_trait::async_trait;
+use caudal_model::{
+    ChangeBuffer, Chunk, ChunkBound, Error, Kind, Mark, Op, Position, Result, TableName,
+    TableSchema,
+};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How long one wait for a lock or a visible state may take.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The rows that are being read.
+struct Reading {
+    schema: Arc<TableSchema>,
+    definitions: Vec<ColumnDefinition>,
+    values: Vec<Value>,
+}
+
+/// A connection that reads chunks.
+pub struct Reader {
+    server: Arc<Server>,
+    connection: Option<Connection>,
+    reading: Option<Reading>,
+    /// The table whose exact read is open on the connection.
+    exact: Option<TableName>,
+}
+
+impl Reader {
+    pub(super) async fn open(server: Arc<Server>) -> Result<Self> {
+        let connection = Some(server.connect().await?);
+        Ok(Reader {
+            server,
+            connection,
+            reading: None,
+            exact: None,
+        })
+    }
+
+    /// The connection, a new one if the last result was not read to its end.
+    async fn connection(&mut self) -> Result<&mut Connection> {
+        if self.reading.take().is_some() || self.connection.is_none() {
+            self.exact = None;
+            self.connection = Some(self.server.connect().await?);
+        }
+        self.connection
+            .as_mut()
+            .ok_or_else(|| Error::bug("no connection to read chunks with"))
+    }
+
+    /// Checks the table against the schema that its rows are to have.
+    async fn checked(&mut self, schema: &TableSchema) -> Result<SourceTable> {
+        let server = self.server.clone();
+        let c = self.connection().await?;
+        let table = read_table(c, &schema.table)
+            .await?
+            .ok_or_else(|| drifted(&schema.table, "it does not exist any more"))?;
+        let now = describe(&table, &server.options, c.flavor);
+        if let Some(problem) = now.problems.first() {
+            return Err(drifted(&schema.table, &problem.reason));
+        }
+        let same = now.columns.len() == schema.columns.len()
+            && now
+                .columns
+                .iter()
+                .zip(&schema.columns)
+                .all(|(a, b)| a.name == b.name && a.lake_type == b.lake_type);
+        if !same || now.key != schema.key {
+            return Err(drifted(
+                &schema.table,
+                "its columns or its key are not those of its schema",
+            ));
+        }
+        Ok(table)
+    }
+
+    async fn maria_view(&mut self) -> Result<GtidList> {
+        let c = self.connection().await?;
+        c.query("START TRANSACTION WITH CONSISTENT SNAPSHOT")
+            .await?;
+        let status = c
+            .query("SHOW STATUS WHERE Variable_name IN ('binlog_snapshot_file', 'binlog_snapshot_position')")
+            .await?;
+        let named = |name: &str| {
+            let row = status.iter().find(|r| r.text(0).eq_ignore_ascii_case(name));
+            row.map(|r| r.text(1)).unwrap_or_default()
+        };
+        let at = Coordinate {
+            file: named("binlog_snapshot_file"),
+            offset: named("binlog_snapshot_position").parse().unwrap_or(0),
+        };
+        let sql = format!("SELECT BINLOG_GTID_POS({}, {})", quote(&at.file), at.offset);
+        let text = c.value(&sql).await?;
+        text.as_deref().and_then(GtidList::parse).ok_or_else(|| {
+            Error::retryable(
+                Kind::Source,
+                "the source gave no gtid for its consistent snapshot",
+            )
+        })
+    }
+
+    /// INV-6 on MySQL; see the header.
+    async fn mysql_view(&mut self, table: &TableName) -> Result<Place> {
+        let server = self.server.clone();
+        let mut locker = server.connect().await?;
+        let name = qualified(table);
+        lock(&mut locker, &name).await?;
+        let c = self.connection().await?;
+        c.query("START TRANSACTION WITH CONSISTENT SNAPSHOT")
+            .await?;
+        let place = super::connect::current_place(&mut locker).await;
+        locker.query("UNLOCK TABLES").await?;
+        place
+    }
+
+    fn select(&self, schema: &TableSchema, table: &SourceTable, chunk: &Chunk) -> Result<String> {
+        let columns: Vec<String> = schema.columns.iter().map(|c| identifier(&c.name)).collect();
+        let mut sql = format!(
+            "SELECT {} FROM {}{}",
+            columns.join(", "),
+            qualified(&schema.table),
+            hint(table, schema)
+        );
+        let keys = key_columns(table, schema)?;
+        let bounds = [
+            chunk.after.as_ref().map(|b| range(&keys, b, Side::After)),
+            chunk
+                .through
+                .as_ref()
+                .map(|b| range(&keys, b, Side::Through)),
+        ];
+        let bounds: Vec<String> = bounds.into_iter().flatten().collect::<Result<_>>()?;
+        if !bounds.is_empty() {
+            sql.push_str(&format!(" WHERE {}", bounds.join(" AND ")));
+        }
+        Ok(sql)
+    }
+}
+
+fn qualified(table: &TableName) -> String {
+    format!("{}.{}", identifier(&table.schema), identifier(&table.name))
+}
+
+/// A key of the user's choice has an index of a name that only the server knows.
+fn hint(table: &SourceTable, schema: &TableSchema) -> &'static str {
+    if !schema.key.is_empty() && table.primary_key == schema.key {
+        " FORCE INDEX (PRIMARY)"
+    } else {
+        ""
+    }
+}
+
+async fn lock(c: &mut Connection, name: &str) -> Result<()> {
+    c.query(&format!(
+        "SET SESSION lock_wait_timeout = {}",
+        PATIENCE.as_secs() - 2
+    ))
+    .await?;
+    match c.query(&format!("LOCK TABLES {name} READ")).await {
+        Ok(_) => Ok(()),
+        Err(WireError::Server { code: 1205, .. }) => Err(Error::retryable(
+            Kind::Source,
+            format!("no lock on {name}: a long transaction holds it"),
+        )),
+        Err(e) => Err(Error::from(e).context(format!("locking {name} for a moment"))),
+    }
+}
+
+struct KeyColumn {
+    name: String,
+    /// What selects its bound's text.
+    selected: String,
+    literal: Literal,
+}
+
+enum Literal {
+    /// Digits, a sign, a point, an exponent.
+    Number,
+    /// Hexadecimal digits of the column's own bytes, with this introducer and collation.
+    Hex(String, String),
+    /// A date or time.
+    Quoted,
+}
+
+fn key_columns(table: &SourceTable, schema: &TableSchema) -> Result<Vec<KeyColumn>> {
+    let of = |name: &String| {
+        let c = table.columns.iter().find(|c| &c.name == name);
+        let c = c.ok_or_else(|| drifted(&schema.table, "a key column is gone"))?;
+        // The flavor matters only for whether a type exists at all.
+        let (value, _) = column_type(&c.column_type, None, Flavor::MySql)
+            .or_else(|_| column_type(&c.column_type, None, Flavor::MariaDb))
+            .map_err(|e| drifted(&schema.table, &e))?;
+        let name = identifier(&c.name);
+        let (selected, literal) = match value {
+            Value::Text(_) => {
+                let charset = c.charset.clone().unwrap_or_else(|| "utf8mb4".to_owned());
+                let collation = c.collation.as_deref().unwrap_or("utf8mb4_bin");
+                let literal = Literal::Hex(format!("_{charset} "), format!(" COLLATE {collation}"));
+                (format!("HEX({name})"), literal)
+            }
+            Value::Binary | Value::FixedBinary(_) => (
+                format!("HEX({name})"),
+                Literal::Hex(String::new(), String::new()),
+            ),
+            Value::Float => (
+                format!("CAST(CAST({name} AS DOUBLE) AS CHAR)"),
+                Literal::Number,
+            ),
+            // By their number, which is how their index is sorted.
+            Value::Enum(_) | Value::Set(_) | Value::Bit(_) => {
+                (format!("CAST({name} + 0 AS CHAR)"), Literal::Number)
+            }
+            Value::Int { .. } | Value::Decimal { .. } | Value::Double | Value::Year => {
+                (format!("CAST({name} AS CHAR)"), Literal::Number)
+            }
+            _ => (format!("CAST({name} AS CHAR)"), Literal::Quoted),
+        };
+        Ok(KeyColumn {
+            name,
+            selected,
+            literal,
+        })
+    };
+    schema.key.iter().map(of).collect()
+}
+
+impl KeyColumn {
+    fn bound(&self, text: &str) -> Result<String> {
+        let ok = match self.literal {
+            Literal::Number => text
+                .bytes()
+                .all(|b| b.is_ascii_digit() || b"+-.eE".contains(&b)),
+            Literal::Hex(..) => text.bytes().all(|b| b.is_ascii_hexdigit()),
+            Literal::Quoted => text
+                .bytes()
+                .all(|b| b.is_ascii_hexdigit() || b" -:.".contains(&b)),
+        };
+        if !ok {
+            return Err(Error::fatal(
+                Kind::Corrupt,
+                "a chunk's bound is not a literal of its column",
+            )
+            .hint("delete the state directory; it is rebuilt from the lake"));
+        }
+        Ok(match &self.literal {
+            Literal::Number => text.to_owned(),
+            Literal::Hex(introducer, collation) => format!("{introducer}x'{text}'{collation}"),
+            Literal::Quoted => format!("'{text}'"),
+        })
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Side {
+    /// The key is greater than the bound.
+    After,
+    /// The key is at most the bound.
+    Through,
+}
+
+/// `(a, b) > (x, y)` as `a >= x AND (a > x OR (a = x AND b > y))`: the servers use an index for
+/// the first term, and not for the comparison of rows.
+fn range(keys: &[KeyColumn], bound: &ChunkBound, side: Side) -> Result<String> {
+    let (strict, loose) = if side == Side::After {
+        (">", ">=")
+    } else {
+        ("<", "<=")
+    };
+    let mut out = String::new();
+    for (i, (k, text)) in keys.iter().zip(bound).enumerate().rev() {
+        let literal = k.bound(text)?;
+        let name = &k.name;
+        out = if i + 1 == keys.len() {
+            let last = if side == Side::After { strict } else { loose };
+            format!("{name} {last} {literal}")
+        } else {
+            format!(
+                "{name} {loose} {literal} AND ({name} {strict} {literal} OR ({name} = {literal} AND {out}))"
+            )
+        };
+    }
+    if out.is_empty() || bound.len() != keys.len() {
+        return Err(Error::fatal(
+            Kind::Corrupt,
+            "a chunk's bound does not fit the table's key",
+        ));
+    }
+    Ok(format!("({out})"))
+}
+
+#[async_trait]
+impl ChunkReader for Reader {
+    async fn await_visible(&mut self, table: &TableName, base: &Position) -> Result<()> {
+        let flavor = self.server.flavor;
+        let not_yet = || {
+            Error::retryable(
+                Kind::Source,
+                format!("position {base} is not visible to queries yet"),
+            )
+        };
+        match Place::parse(flavor, base)? {
+            Place::Gtids(set) if set.is_empty() => Ok(()),
+            Place::Gtids(set) => {
+                let seconds = PATIENCE.as_secs();
+                let sql = format!("SELECT WAIT_FOR_EXECUTED_GTID_SET('{set}', {seconds})");
+                match self.connection().await?.value(&sql).await?.as_deref() {
+                    Some("0") => Ok(()),
+                    _ => Err(not_yet()),
+                }
+            }
+            Place::File(_) => {
+                let name = qualified(table);
+                let c = self.connection().await?;
+                lock(c, &name).await?;
+                c.query("UNLOCK TABLES").await?;
+                Ok(())
+            }
+            Place::Domains(wanted) => {
+                let until = Instant::now() + PATIENCE;
+                loop {
+                    let seen = self.maria_view().await;
+                    self.connection().await?.query("ROLLBACK").await?;
+                    if seen?.covers(&wanted) {
+                        return Ok(());
+                    }
+                    if Instant::now() >= until {
+                        return Err(not_yet());
+                    }
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+            }
+        }
+    }
+
+    async fn open_exact(&mut self, schema: &Arc<TableSchema>, base: &Position) -> Result<Mark> {
+        let base = Place::parse(self.server.flavor, base)?;
+        self.checked(schema).await?;
+        self.connection().await?.query("ROLLBACK").await?;
+        let place = match self.server.flavor {
+            Flavor::MariaDb => Place::Domains(self.maria_view().await?),
+            Flavor::MySql => self.mysql_view(&schema.table).await?,
+        };
+        if !place.covers(&base)? {
+            self.connection().await?.query("ROLLBACK").await?;
+            return Err(Error::retryable(
+                Kind::Source,
+                format!("position {base} is not visible to queries yet"),
+            ));
+        }
+        self.exact = Some(schema.table.clone());
+        Ok(place.to_string())
+    }
+
+    async fn plan(
+        &mut self,
+        schema: &Arc<TableSchema>,
+        after: Option<&Chunk>,
+    ) -> Result<Option<Chunk>> {
+        let id = after.map_or(1, |c| c.id.saturating_add(1));
+        if !schema.has_key() {
+            return Ok(after.is_none().then_some(Chunk {
+                id,
+                after: None,
+                through: None,
+            }));
+        }
+        let lower = match after {
+            None => None,
+            Some(c) => match &c.through {
+                Some(through) => Some(through.clone()),
+                None => return Ok(None),
+            },
+        };
+        let table = self.checked(schema).await?;
+        let keys = key_columns(&table, schema)?;
+        let list = |f: fn(&KeyColumn) -> &String| {
+            keys.iter().map(f).cloned().collect::<Vec<_>>().join(", ")
+        };
+        let mut sql = format!(
+            "SELECT {} FROM {}{}",
+            list(|k| &k.selected),
+            qualified(&schema.table),
+            hint(&table, schema)
+        );
+        if let Some(b) = &lower {
+            sql.push_str(&format!(" WHERE {}", range(&keys, b, Side::After)?));
+        }
+        let offset = self.server.options.chunk_rows.max(1) - 1;
+        sql.push_str(&format!(
+            " ORDER BY {} LIMIT 1 OFFSET {offset}",
+            list(|k| &k.name)
+        ));
+        let rows = self.connection().await?.query(&sql).await?;
+        let through = rows
+            .first()
+            .map(|r| (0..keys.len()).map(|i| r.text(i)).collect());
+        Ok(Some(Chunk {
+            id,
+            after: lower,
+            through,
+        }))
+    }
+
+    async fn start(&mut self, schema: &Arc<TableSchema>, chunk: &Chunk) -> Result<()> {
+        let exact = self.exact.clone();
+        let table = self.checked(schema).await?;
+        if !schema.has_key() && (exact.as_ref() != Some(&schema.table) || self.exact.is_none()) {
+            return Err(Error::retryable(
+                Kind::Source,
+                "the exact read of the table was lost",
+            ));
+        }
+        let sql = self.select(schema, &table, chunk)?;
+        let flavor = self.server.flavor;
+        let values = schema.columns.iter().map(|c| {
+            column_type(&c.source_type, None, flavor)
+                .map(|(v, _)| v)
+                .map_err(|e| drifted(&schema.table, &e))
+        });
+        let values = values.collect::<Result<Vec<_>>>()?;
+        let definitions = self.connection().await?.select(&sql).await?;
+        if definitions.len() != values.len() {
+            return Err(Error::bug(
+                "a chunk's columns are not those that were asked for",
+            ));
+        }
+        self.reading = Some(Reading {
+            schema: schema.clone(),
+            definitions,
+            values,
+        });
+        Ok(())
+    }
+
+    async fn next(&mut self, into: &mut ChangeBuffer) -> Result<ChunkEvent> {
+        let (Some(reading), Some(connection)) = (&self.reading, &mut self.connection) else {
+            return Ok(ChunkEvent::Done);
+        };
+        let slot = into.slot(&reading.schema);
+        let mut coerced = Coerced::default();
+        let mut rows_since_yield = 0;
+        let event = loop {
+            if into.is_full() {
+                break ChunkEvent::Full;
+            }
+            let Some(row) = connection.row().await? else {
+                break ChunkEvent::Done;
+            };
+            append_row(reading, row, into, slot, &mut coerced)
+                .map_err(|e| Error::from(e).in_table(&reading.schema.table))?;
+            rows_since_yield += 1;
+            if rows_since_yield == 4096 {
+                rows_since_yield = 0;
+                tokio::task::yield_now().await;
+            }
+        };
+        self.server.coerced.add(coerced);
+        if matches!(event, ChunkEvent::Done) {
+            self.reading = None;
+            if self.exact.take().is_some() {
+                connection.query("ROLLBACK").await?;
+            }
+        }
+        Ok(event)
+    }
+}
+
+fn append_row(
+    reading: &Reading,
+    row: &[u8],
+    into: &mut ChangeBuffer,
+    slot: caudal_model::Slot,
+    coerced: &mut Coerced,
+) -> super::decode::Decoded<()> {
+    let mut input = Input(row);
+    let nulls = input.take((reading.values.len() + 9) / 8)?;
+    let mut writer = into.row(slot, Op::Snapshot);
+    for (i, (value, d)) in reading.values.iter().zip(&reading.definitions).enumerate() {
+        if nulls
+            .get((i + 2) / 8)
+            .is_some_and(|b| b >> ((i + 2) % 8) & 1 == 1)
+        {
+            writer.column(i).push_null();
+            continue;
+        }
+        let unsigned = d.flags & 0x20 != 0;
+        let counted = push_fetched(
+            value,
+            d.column_type,
+            unsigned,
+            &mut input,
+            writer.column(i),
+            coerced,
+        )?;
+        writer.count(counted);
+    }
+    writer.finish();
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(name: &str, literal: Literal) -> KeyColumn {
+        KeyColumn {
+            name: identifier(name),
+            selected: String::new(),
+            literal,
+        }
+    }
+
+    #[test]
+    fn ranges_of_composite_keys_lead_with_a_term_that_an_index_serves() {
+        let keys = [
+            key("a", Literal::Number),
+            key(
+                "b",
+                Literal::Hex("_latin1 ".into(), " COLLATE latin1_bin".into()),
+            ),
+        ];
+        let bound = vec!["7".to_owned(), "FF".to_owned()];
+        assert_eq!(
+            range(&keys, &bound, Side::After).unwrap(),
+            "(`a` >= 7 AND (`a` > 7 OR (`a` = 7 AND `b` > _latin1 x'FF' COLLATE latin1_bin)))"
+        );
+        assert_eq!(
+            range(&keys[..1], &vec!["7".to_owned()], Side::Through).unwrap(),
+            "(`a` <= 7)"
+        );
+        for bad in [
+            vec!["7".to_owned()],
+            vec!["7 or 1".to_owned(), "FF".to_owned()],
+            vec![],
+        ] {
+            assert!(range(&keys, &bad, Side::After).is_err());
+        }
+    }
+}

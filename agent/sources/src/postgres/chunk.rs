@@ -1,0 +1,541 @@
+//! A table's rows in ranges of its key, by `COPY … (FORMAT binary)`.
+//!
+//! Bounds are found by the server through the key's index and come back as text;
+//! they are compared by the server only, as row values, with the column's own type
+//! and collation. Rows are decoded from the buffers in which they arrive.
+//!
+//! A chunk is one statement, with a snapshot of its own. The table is locked against
+//! schema changes first (ACCESS SHARE, what any SELECT takes), then compared with the
+//! schema that the rows will have, so that the two cannot part in between.
+
+use super::catalog::{self, CatalogColumn};
+use super::connect::{self, ident, literal, query_error, table_ident};
+use super::decode::binary::{self, Row};
+use super::decode::pgoutput::Reader;
+use super::decode::value::{Codec, ValueError};
+use super::schema::{self, Mapped};
+use super::visibility::Snapshot;
+use super::{Lsn, Shared};
+use crate::{ChunkEvent, ChunkReader};
+use async_trait::async_trait;
+use bytes::{Bytes, BytesMut};
+use caudal_model::schema::{ColumnSpec, Evolution};
+use caudal_model::{
+    ChangeBuffer, Chunk, Class, Error, Kind, Mark, Op, Position, Result, Slot, TableName,
+    TableSchema,
+};
+use futures::StreamExt;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio_postgres::{Client, CopyOutStream};
+
+/// How long an exact read tries to get a lock and a state that shows everything.
+const EXACT_PATIENCE: Duration = Duration::from_secs(9);
+
+/// A connection that reads chunks.
+pub struct PostgresReader {
+    shared: Arc<Shared>,
+    client: Client,
+    /// A transaction is open: the one of the chunk, or of an exact read.
+    in_transaction: bool,
+    exact: Option<TableName>,
+    copy: Option<Copy>,
+    /// A statement was abandoned while it ran.
+    broken: bool,
+    /// Whether a table's key can be split into ranges, of the table asked last.
+    ranged: Option<(Arc<TableSchema>, bool)>,
+}
+
+struct Copy {
+    stream: Pin<Box<CopyOutStream>>,
+    schema: Arc<TableSchema>,
+    codecs: Vec<Codec>,
+    slot: Option<Slot>,
+    header: bool,
+    /// What arrived and is not decoded yet.
+    rest: Bytes,
+    /// The end of the copy was read.
+    ended: bool,
+}
+
+impl PostgresReader {
+    /// Connects.
+    pub async fn open(shared: Arc<Shared>) -> Result<Self> {
+        let client = Self::connect(&shared).await?;
+        Ok(PostgresReader {
+            shared,
+            client,
+            in_transaction: false,
+            exact: None,
+            copy: None,
+            broken: false,
+            ranged: None,
+        })
+    }
+
+    /// A session that reads ranges through the key's index even where statistics are
+    /// stale: one wrong plan a chunk makes a copy quadratic.
+    async fn connect(shared: &Shared) -> Result<Client> {
+        let client = connect::connect(shared).await?;
+        client
+            .batch_execute(
+                "SET enable_seqscan = off; SET enable_sort = off; SET max_parallel_workers_per_gather = 0;
+                 SET default_transaction_read_only = on; SET cursor_tuple_fraction = 1.0",
+            )
+            .await
+            .map_err(query_error)?;
+        Ok(client)
+    }
+
+    /// Leaves whatever an earlier use left open.
+    async fn reset(&mut self) -> Result<()> {
+        if self.copy.is_some() || self.broken || self.client.is_closed() {
+            // Rows of an abandoned copy would have to be read to their end; a new
+            // connection is cheaper.
+            self.copy = None;
+            self.exact = None;
+            self.in_transaction = false;
+            self.client = Self::connect(&self.shared).await?;
+            self.broken = false;
+        } else if self.in_transaction {
+            self.client
+                .batch_execute("ROLLBACK")
+                .await
+                .map_err(query_error)?;
+            self.in_transaction = false;
+            self.exact = None;
+        }
+        Ok(())
+    }
+
+    /// Opens transactions until one sees everything at or before `base`.
+    async fn exact_read(&mut self, table: &TableName, base: Lsn) -> Result<Mark> {
+        self.reset().await?;
+        self.shared.delivered.await_earlier(&self.client).await?;
+        loop {
+            self.reset().await?;
+            // LOCK takes no snapshot; the first query does, for the whole transaction.
+            self.begin("REPEATABLE READ", table).await?;
+            let (snapshot, text) = Snapshot::take(&self.client).await?;
+            if self.shared.delivered.seen_by(&snapshot, base) {
+                self.exact = Some(table.clone());
+                return Ok(text);
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// Whether ranges of the table's key can be compared here.
+    async fn is_ranged(&mut self, schema: &Arc<TableSchema>) -> Result<bool> {
+        if let Some((asked, ranged)) = &self.ranged
+            && Arc::ptr_eq(asked, schema)
+        {
+            return Ok(*ranged);
+        }
+        let columns = self.compare(schema).await?;
+        let ranged = columns
+            .iter()
+            .all(|(name, m)| m.ranged || !schema.key.contains(name));
+        self.ranged = Some((schema.clone(), ranged));
+        Ok(ranged)
+    }
+
+    async fn begin(&mut self, isolation: &str, table: &TableName) -> Result<()> {
+        let sql = format!(
+            "BEGIN ISOLATION LEVEL {isolation} READ ONLY; LOCK TABLE ONLY {} IN ACCESS SHARE MODE",
+            table_ident(table)
+        );
+        self.in_transaction = true;
+        self.client
+            .batch_execute(&sql)
+            .await
+            .map_err(|e| table_error(table, e))
+    }
+
+    /// The columns with how to read them, if the table has the schema.
+    async fn compare(&self, schema: &TableSchema) -> Result<Vec<(String, Mapped)>> {
+        let table = &schema.table;
+        let gone = || {
+            Error::data(table, "the table does not exist any more")
+                .hint("take it out of [tables] include, or create it again")
+        };
+        let oid = catalog::table_oid(&self.client, table)
+            .await?
+            .ok_or_else(gone)?;
+        let mut columns = catalog::columns(&self.client, &[oid]).await?;
+        let columns = columns.remove(&oid).unwrap_or_default();
+        let generated =
+            catalog::carries_generated(&self.client, &self.shared.publication()).await?;
+        let options = self.shared.options.tables.get(table);
+        let carried: Vec<CatalogColumn> = columns
+            .into_iter()
+            .filter(|c| schema::carried(c, options, generated))
+            .collect();
+        let types = schema::column_types(&self.client, carried.iter()).await?;
+        let mut specs = Vec::new();
+        let mut selected = Vec::new();
+        for c in &carried {
+            let Some(described) = types.get(&c.type_key) else {
+                continue;
+            };
+            let mapped = described.mapped.as_ref().map_err(|why| {
+                Error::data(
+                    table,
+                    format!("column {} ({}): {why}", c.name, described.name),
+                )
+                .hint(format!("add {} to exclude_columns of this table", c.name))
+            })?;
+            specs.push(ColumnSpec {
+                name: c.name.clone(),
+                source_type: described.name.clone(),
+                lake_type: mapped.lake.clone(),
+            });
+            selected.push((c.name.clone(), mapped.clone()));
+        }
+        let changed = |why: String| {
+            Error::data(
+                table,
+                format!("its schema changed while it was copied: {why}"),
+            )
+            .hint(format!("run `caudal resnapshot {table}`"))
+        };
+        match schema.evolve(0, &specs, &schema.key, i32::MAX - 4096) {
+            Evolution::Same => Ok(selected),
+            Evolution::Next(_) => Err(changed("columns were added, dropped or widened".into())),
+            Evolution::Recopy(why) => Err(changed(why)),
+        }
+    }
+
+    /// The key's columns with their types, as the server prints them.
+    fn key_columns<'a>(&self, schema: &'a TableSchema) -> Result<Vec<(&'a str, &'a str)>> {
+        schema
+            .key
+            .iter()
+            .map(|k| {
+                let column = schema.columns.iter().find(|c| &c.name == k);
+                column
+                    .map(|c| (c.name.as_str(), c.source_type.as_str()))
+                    .ok_or_else(|| Error::bug(format!("key column {k} is not in the schema")))
+            })
+            .collect()
+    }
+
+    fn condition(&self, schema: &TableSchema, chunk: &Chunk) -> Result<String> {
+        let key = self.key_columns(schema)?;
+        let mut parts = Vec::new();
+        if let Some(after) = &chunk.after {
+            parts.push(comparison(&key, ">", after)?);
+        }
+        if let Some(through) = &chunk.through {
+            parts.push(comparison(&key, "<=", through)?);
+        }
+        Ok(if parts.is_empty() {
+            String::new()
+        } else {
+            format!(" WHERE {}", parts.join(" AND "))
+        })
+    }
+}
+
+fn comparison(key: &[(&str, &str)], operator: &str, bound: &[String]) -> Result<String> {
+    if bound.len() != key.len() {
+        return Err(Error::bug("a chunk's bound does not fit the key"));
+    }
+    let names: Vec<String> = key.iter().map(|(name, _)| ident(name)).collect();
+    let values: Vec<String> = bound
+        .iter()
+        .zip(key)
+        .map(|(v, (_, kind))| format!("{}::{kind}", literal(v)))
+        .collect();
+    // One column without parentheses: a row of one is no row value.
+    if let ([name], [value]) = (names.as_slice(), values.as_slice()) {
+        return Ok(format!("{name} {operator} {value}"));
+    }
+    Ok(format!(
+        "({}) {operator} ({})",
+        names.join(", "),
+        values.join(", ")
+    ))
+}
+
+/// An error of a statement on one table: what is wrong with the table stops it alone.
+fn table_error(table: &TableName, e: tokio_postgres::Error) -> Error {
+    let code = e.code().map(|c| c.code().to_owned()).unwrap_or_default();
+    let error = query_error(e);
+    match code.as_str() {
+        "42P01" | "42703" | "42501" | "3F000" => Error::data(table, "the table cannot be read")
+            .caused_by(error)
+            .hint("run `caudal check`: it prints what is missing"),
+        // Corrupt rows, or a value that its own output function refuses.
+        code if code.starts_with("22") || code == "XX001" => {
+            Error::data(table, "the server cannot read a row").caused_by(error)
+        }
+        _ => error.in_table(table),
+    }
+}
+
+#[async_trait]
+impl ChunkReader for PostgresReader {
+    async fn await_visible(&mut self, _table: &TableName, base: &Position) -> Result<()> {
+        self.reset().await?;
+        self.shared
+            .delivered
+            .await_visible(&self.client, Lsn::of(base)?)
+            .await
+    }
+
+    async fn open_exact(&mut self, schema: &Arc<TableSchema>, base: &Position) -> Result<Mark> {
+        match tokio::time::timeout(
+            EXACT_PATIENCE,
+            self.exact_read(&schema.table, Lsn::of(base)?),
+        )
+        .await
+        {
+            Ok(mark) => mark,
+            Err(_) => {
+                self.broken = true;
+                let text = format!("table {}: no exact read yet", schema.table);
+                Err(Error::retryable(Kind::Source, text).hint(
+                    "a lock on the table, a transaction that wrote to it, or a synchronous standby holds it up",
+                ))
+            }
+        }
+    }
+
+    async fn plan(
+        &mut self,
+        schema: &Arc<TableSchema>,
+        after: Option<&Chunk>,
+    ) -> Result<Option<Chunk>> {
+        let id = after.map_or(1, |c| c.id + 1);
+        let lower = match after {
+            None => None,
+            Some(Chunk { through: None, .. }) => return Ok(None),
+            Some(Chunk {
+                through: Some(bound),
+                ..
+            }) => Some(bound.clone()),
+        };
+        let mut chunk = Chunk {
+            id,
+            after: lower,
+            through: None,
+        };
+        if !schema.has_key() {
+            return Ok(Some(chunk));
+        }
+        self.reset().await?;
+        if !self.is_ranged(schema).await? {
+            return Ok(Some(chunk));
+        }
+        let key = self.key_columns(schema)?;
+        let names: Vec<String> = key.iter().map(|(name, _)| ident(name)).collect();
+        let texts: Vec<String> = names.iter().map(|n| format!("format('%s', {n})")).collect();
+        let sql = format!(
+            "SELECT {} FROM ONLY {}{} ORDER BY {} OFFSET {} LIMIT 1",
+            texts.join(", "),
+            table_ident(&schema.table),
+            self.condition(schema, &chunk)?,
+            names.join(", "),
+            self.shared.options.chunk_rows.max(1) - 1,
+        );
+        let row = self
+            .client
+            .query_opt(&sql, &[])
+            .await
+            .map_err(|e| table_error(&schema.table, e))?;
+        chunk.through = row.map(|r| (0..names.len()).map(|i| r.get(i)).collect());
+        Ok(Some(chunk))
+    }
+
+    async fn start(&mut self, schema: &Arc<TableSchema>, chunk: &Chunk) -> Result<()> {
+        let exact = !schema.has_key() && self.exact.as_ref() == Some(&schema.table);
+        if !exact {
+            if !schema.has_key() {
+                return Err(Error::bug(
+                    "a table without a key is read without open_exact",
+                ));
+            }
+            self.reset().await?;
+            self.begin("READ COMMITTED", &schema.table).await?;
+        }
+        let selected = self.compare(schema).await?;
+        let list: Vec<String> = selected
+            .iter()
+            .map(|(name, m)| schema::copy_expression(name, m.form))
+            .collect();
+        let sql = format!(
+            "COPY (SELECT {} FROM ONLY {}{}) TO STDOUT (FORMAT binary)",
+            list.join(", "),
+            table_ident(&schema.table),
+            self.condition(schema, chunk)?,
+        );
+        let stream = self
+            .client
+            .copy_out(&sql)
+            .await
+            .map_err(|e| table_error(&schema.table, e))?;
+        self.copy = Some(Copy {
+            stream: Box::pin(stream),
+            schema: schema.clone(),
+            codecs: selected.into_iter().map(|(_, m)| m.codec).collect(),
+            slot: None,
+            header: true,
+            rest: Bytes::new(),
+            ended: false,
+        });
+        Ok(())
+    }
+
+    async fn next(&mut self, into: &mut ChangeBuffer) -> Result<ChunkEvent> {
+        let copy = self
+            .copy
+            .as_mut()
+            .ok_or_else(|| Error::bug("no chunk was started"))?;
+        loop {
+            if copy.decode(into)? {
+                return Ok(ChunkEvent::Full);
+            }
+            match copy.stream.next().await {
+                Some(Ok(bytes)) => copy.receive(bytes),
+                Some(Err(e)) => {
+                    let error = table_error(&copy.schema.table, e);
+                    if error.class() == Class::Data {
+                        // The server has ended the copy; only the transaction is open.
+                        self.copy = None;
+                    }
+                    return Err(error);
+                }
+                None => break,
+            }
+        }
+        if !copy.ended || !copy.rest.is_empty() {
+            return Err(Error::retryable(
+                Kind::Source,
+                "a copy ended before its end",
+            ));
+        }
+        self.copy = None;
+        self.exact = None;
+        self.client
+            .batch_execute("COMMIT")
+            .await
+            .map_err(query_error)?;
+        self.in_transaction = false;
+        Ok(ChunkEvent::Done)
+    }
+}
+
+impl Copy {
+    fn receive(&mut self, bytes: Bytes) {
+        if self.rest.is_empty() {
+            self.rest = bytes;
+        } else {
+            let mut joined = BytesMut::with_capacity(self.rest.len() + bytes.len());
+            joined.extend_from_slice(&self.rest);
+            joined.extend_from_slice(&bytes);
+            self.rest = joined.freeze();
+        }
+    }
+
+    /// Decodes whole rows; `true` if the buffer is full and rows may be left.
+    fn decode(&mut self, into: &mut ChangeBuffer) -> Result<bool> {
+        let held = self.rest.clone();
+        let mut at = 0;
+        let table = &self.schema.table;
+        if self.header {
+            match binary::header_len(&held) {
+                Ok(Some(len)) => {
+                    at = len;
+                    self.header = false;
+                }
+                Ok(None) => return Ok(false),
+                Err(e) => return Err(malformed(table, e)),
+            }
+        }
+        let mut full = false;
+        while !self.ended {
+            if into.is_full() {
+                full = true;
+                break;
+            }
+            let bytes = held.get(at..).unwrap_or_default();
+            match binary::row(bytes).map_err(|e| malformed(table, e))? {
+                Row::Whole(count, cells, len) => {
+                    if usize::from(count) != self.codecs.len() {
+                        return Err(malformed(table, ValueError::Form));
+                    }
+                    let slot = match self.slot {
+                        Some(slot) if into.is_slot_of(slot, &self.schema) => slot,
+                        _ => *self.slot.insert(into.slot(&self.schema)),
+                    };
+                    append_row(&self.schema, &self.codecs, into, slot, cells)?;
+                    at += len;
+                }
+                Row::End => {
+                    at += 2;
+                    self.ended = true;
+                }
+                Row::Partial => break,
+            }
+        }
+        self.rest = held.slice(at.min(held.len())..);
+        Ok(full)
+    }
+}
+
+#[inline]
+fn append_row(
+    schema: &TableSchema,
+    codecs: &[Codec],
+    into: &mut ChangeBuffer,
+    slot: Slot,
+    cells: &[u8],
+) -> Result<()> {
+    let mut row = into.row(slot, Op::Snapshot);
+    let mut cells = Reader(cells);
+    for (index, codec) in codecs.iter().enumerate() {
+        let outcome = match binary::cell(&mut cells) {
+            Ok(None) => {
+                row.column(index).push_null();
+                continue;
+            }
+            Ok(Some(value)) => {
+                if matches!(
+                    codec,
+                    Codec::Text | Codec::Jsonb | Codec::Bytea | Codec::Uuid
+                ) {
+                    row.count(value.len());
+                }
+                binary::append(*codec, row.column(index), value)
+            }
+            Err(e) => Err(e),
+        };
+        outcome.map_err(|e| cell_error(schema, index, e))?;
+    }
+    row.finish();
+    Ok(())
+}
+
+fn cell_error(schema: &TableSchema, index: usize, e: ValueError) -> Error {
+    let column = schema.columns.get(index).map_or("?", |c| c.name.as_str());
+    let table = &schema.table;
+    let hint = if e.text_helps() {
+        format!(
+            "set as = {{ {column} = \"string\" }} for this table, then run `caudal resnapshot {table}`"
+        )
+    } else {
+        format!(
+            "add {column} to exclude_columns of this table or mend the value, then run `caudal resnapshot {table}`"
+        )
+    };
+    Error::data(table, format!("column {column} {e}")).hint(hint)
+}
+
+fn malformed(table: &TableName, e: ValueError) -> Error {
+    Error::fatal(
+        Kind::Corrupt,
+        format!("table {table}: the server's copy {e}"),
+    )
+}

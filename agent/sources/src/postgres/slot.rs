@@ -1,0 +1,464 @@
+//! The publication and the slot: created where the user may, checked before use.
+//!
+//! A table that joins a publication is carried from the moment on that the server
+//! reads the new catalogue, which for a transaction that is already writing to it is
+//! in its middle. So [`add_tables`] waits, after the change, until every transaction
+//! that then held a write lock on one of the tables is gone: whatever they wrote
+//! before is visible to the copy that follows. A new slot needs no such wait, because
+//! its creation waits for every running transaction itself.
+
+use super::connect::{self, ident, is_denied, literal, query_error, table_ident};
+use super::{Lsn, Shared, catalog};
+use crate::SourceProgress;
+use caudal_model::{Error, Kind, Position, Result, TableName};
+use std::future::Future;
+use std::time::{Duration, Instant};
+use tokio_postgres::Client;
+
+/// The server's `NAMEDATALEN` - 1.
+const NAME_BYTES: usize = 63;
+
+/// The slot's and the publication's name of a stream.
+pub fn default_name(stream: &str) -> String {
+    let plain = stream.chars().map(|c| match c.to_ascii_lowercase() {
+        c @ ('a'..='z' | '0'..='9' | '_') => c,
+        _ => '_',
+    });
+    "caudal_".chars().chain(plain).take(NAME_BYTES).collect()
+}
+
+/// Checks that the server would take a slot's name.
+pub fn validate_name(name: &str) -> Result<()> {
+    let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_';
+    if name.is_empty() || name.len() > NAME_BYTES || !name.bytes().all(allowed) {
+        return Err(Error::fatal(
+            Kind::Config,
+            format!("[source] slot: `{name}` is not a slot name"),
+        )
+        .hint("use lower-case letters, digits and underscores, at most 63"));
+    }
+    Ok(())
+}
+
+/// The statement that makes the publication carry tables.
+pub fn publication_sql(
+    publication: &str,
+    exists: bool,
+    tables: &[TableName],
+    generated: bool,
+) -> String {
+    let list: Vec<String> = tables
+        .iter()
+        .map(|t| format!("ONLY {}", table_ident(t)))
+        .collect();
+    let list = list.join(", ");
+    let publication = ident(publication);
+    if exists {
+        return format!("ALTER PUBLICATION {publication} ADD TABLE {list};");
+    }
+    let tables = if list.is_empty() {
+        String::new()
+    } else {
+        format!(" FOR TABLE {list}")
+    };
+    let options = if generated {
+        " WITH (publish_generated_columns = stored)"
+    } else {
+        ""
+    };
+    format!("CREATE PUBLICATION {publication}{tables}{options};")
+}
+
+/// The statement that creates the slot.
+pub fn slot_sql(slot: &str) -> String {
+    format!(
+        "SELECT pg_create_logical_replication_slot({}, 'pgoutput');",
+        literal(slot)
+    )
+}
+
+/// [`crate::Source::prepare`].
+pub(super) async fn prepare(shared: &Shared, tables: &[TableName]) -> Result<Position> {
+    let client = shared.control().await?;
+    publish(&client, shared, tables).await?;
+    if let Some(slot) = find(&client, &shared.slot()).await? {
+        slot.usable(shared)?;
+        return slot.confirmed.map(Lsn::position).ok_or_else(|| {
+            Error::retryable(Kind::Source, "the slot is being created by another session")
+        });
+    }
+    create(shared).await
+}
+
+async fn create(shared: &Shared) -> Result<Position> {
+    // A connection of its own: this waits for running transactions, without a limit.
+    let client = connect::connect(shared).await?;
+    client
+        .batch_execute("SET lock_timeout = 0")
+        .await
+        .map_err(query_error)?;
+    let name = shared.slot();
+    let create = async {
+        client
+            .query_one(
+                "SELECT lsn::text FROM pg_create_logical_replication_slot($1, 'pgoutput')",
+                &[&name],
+            )
+            .await
+    };
+    tokio::pin!(create);
+    let started = Instant::now();
+    let row = loop {
+        match tokio::time::timeout(Duration::from_secs(10), &mut create).await {
+            Ok(row) => break row,
+            Err(_) => tracing::warn!(
+                waited_seconds = started.elapsed().as_secs(),
+                "creating the slot waits for transactions that were running before it"
+            ),
+        }
+    };
+    let row = row.map_err(|e| {
+        let code = e.code().map(|c| c.code().to_owned()).unwrap_or_default();
+        let error = query_error(e);
+        match code.as_str() {
+            "42501" | "55000" | "53400" => {
+                Error::fatal(Kind::Prerequisite, format!("cannot create the slot {name}"))
+                    .caused_by(error)
+                    .hint(format!(
+                        "run `caudal check`, or as a superuser: ALTER ROLE {} REPLICATION; {}",
+                        ident(&shared.options.user),
+                        slot_sql(&name)
+                    ))
+            }
+            _ => error.context(format!("creating the slot {name}")),
+        }
+    })?;
+    let text: String = row.get(0);
+    let position = Position::new(text);
+    Lsn::of(&position)?;
+    Ok(position)
+}
+
+/// Tables of a publication, or `None` if there is no such publication.
+pub(super) async fn published(
+    client: &Client,
+    publication: &str,
+) -> Result<Option<Vec<TableName>>> {
+    let exists = client
+        .query_opt(
+            "SELECT 1 FROM pg_publication WHERE pubname = $1",
+            &[&publication],
+        )
+        .await
+        .map_err(query_error)?;
+    if exists.is_none() {
+        return Ok(None);
+    }
+    let rows = client
+        .query(
+            "SELECT schemaname::text, tablename::text FROM pg_publication_tables WHERE pubname = $1",
+            &[&publication],
+        )
+        .await
+        .map_err(query_error)?;
+    Ok(Some(
+        rows.iter()
+            .map(|r| TableName::new(r.get::<_, String>(0), r.get::<_, String>(1)))
+            .collect(),
+    ))
+}
+
+/// Makes the publication carry at least these tables.
+async fn publish(client: &Client, shared: &Shared, tables: &[TableName]) -> Result<()> {
+    let name = shared.publication();
+    let held = published(client, &name).await?;
+    let missing: Vec<TableName> = tables
+        .iter()
+        .filter(|t| !held.as_ref().is_some_and(|h| h.contains(t)))
+        .cloned()
+        .collect();
+    if held.is_some() && missing.is_empty() {
+        return Ok(());
+    }
+    let generated = held.is_none() && any_generated(client, tables).await?;
+    let sql = publication_sql(&name, held.is_some(), &missing, generated);
+    client.batch_execute(&sql).await.map_err(|e| {
+        let error = query_error(e);
+        if is_denied(&error) {
+            let what = if held.is_some() { "extend" } else { "create" };
+            Error::fatal(
+                Kind::Prerequisite,
+                format!("the user may not {what} the publication {name}"),
+            )
+            .caused_by(error)
+            .hint(format!("as the owner of the tables, or a superuser: {sql}"))
+        } else {
+            error.context(format!("preparing the publication {name}"))
+        }
+    })?;
+    await_writers(client, &missing).await
+}
+
+async fn any_generated(client: &Client, tables: &[TableName]) -> Result<bool> {
+    if catalog::server_version(client).await? < 180_000 {
+        return Ok(false);
+    }
+    let names: Vec<String> = tables.iter().map(table_ident).collect();
+    let row = client
+        .query_one(
+            "SELECT EXISTS (SELECT FROM pg_attribute
+              WHERE attrelid = ANY(SELECT to_regclass(n)::oid FROM unnest($1::text[]) n)
+                AND attgenerated = 's' AND NOT attisdropped)",
+            &[&names],
+        )
+        .await
+        .map_err(query_error)?;
+    Ok(row.get(0))
+}
+
+/// Waits for the transactions that hold a write lock on one of the tables now.
+async fn await_writers(client: &Client, tables: &[TableName]) -> Result<()> {
+    let names: Vec<String> = tables.iter().map(table_ident).collect();
+    let mut waiting: Option<Vec<String>> = None;
+    let started = Instant::now();
+    let mut told = Duration::ZERO;
+    loop {
+        let rows = client
+            .query(
+                "SELECT DISTINCT virtualtransaction FROM pg_locks
+                  WHERE locktype = 'relation' AND granted
+                    AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+                    AND relation = ANY(SELECT to_regclass(n)::oid FROM unnest($1::text[]) n)
+                    AND mode IN ('RowExclusiveLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')",
+                &[&names],
+            )
+            .await
+            .map_err(query_error)?;
+        let now: Vec<String> = rows.iter().map(|r| r.get(0)).collect();
+        match &mut waiting {
+            None => waiting = Some(now),
+            Some(first) => first.retain(|w| now.contains(w)),
+        }
+        if waiting.as_ref().is_some_and(Vec::is_empty) {
+            return Ok(());
+        }
+        if started.elapsed() >= told + Duration::from_secs(10) {
+            told = started.elapsed();
+            tracing::warn!(
+                waited_seconds = told.as_secs(),
+                "new tables wait for transactions that were writing to them"
+            );
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+/// [`crate::Source::add_tables`].
+pub(super) async fn add_tables(shared: &Shared, tables: &[TableName]) -> Result<()> {
+    let client = shared.control().await?;
+    publish(&client, shared, tables).await
+}
+
+/// A slot as the server describes it.
+#[derive(Debug)]
+pub(super) struct SlotState {
+    name: String,
+    plugin: Option<String>,
+    database: Option<String>,
+    /// `lost` once the server has dropped the log that the slot needs.
+    wal_status: Option<String>,
+    invalidated: Option<String>,
+    confirmed: Option<Lsn>,
+}
+
+/// The slot, if it exists.
+pub(super) async fn find(client: &Client, name: &str) -> Result<Option<SlotState>> {
+    // Newer servers have more columns; JSON asks for them without naming them.
+    let row = client
+        .query_opt(
+            "SELECT plugin::text, database::text, wal_status, confirmed_flush_lsn::text,
+                    to_jsonb(s) ->> 'invalidation_reason', to_jsonb(s) ->> 'conflicting'
+               FROM pg_replication_slots s WHERE slot_name = $1",
+            &[&name],
+        )
+        .await
+        .map_err(query_error)?;
+    let Some(row) = row else { return Ok(None) };
+    let confirmed = row.get::<_, Option<String>>(3).and_then(|t| t.parse().ok());
+    let conflicting = row.get::<_, Option<String>>(5).is_some_and(|c| c == "true");
+    Ok(Some(SlotState {
+        name: name.to_owned(),
+        plugin: row.get(0),
+        database: row.get(1),
+        wal_status: row.get(2),
+        invalidated: row
+            .get::<_, Option<String>>(4)
+            .or_else(|| conflicting.then(|| "conflict with recovery".to_owned())),
+        confirmed,
+    }))
+}
+
+const COPY_AGAIN: &str =
+    "drop the slot if it is still there, then run `caudal resnapshot` for every table";
+
+impl SlotState {
+    /// Checks that this is a slot of the right kind that still has its log.
+    pub(super) fn usable(&self, shared: &Shared) -> Result<()> {
+        let name = &self.name;
+        if self.plugin.as_deref() != Some("pgoutput")
+            || self.database.as_deref() != Some(shared.database())
+        {
+            return Err(Error::fatal(
+                Kind::Prerequisite,
+                format!("the slot {name} exists, but not for pgoutput in this database"),
+            )
+            .hint("name another slot in [source] slot, or drop this one"));
+        }
+        if self.wal_status.as_deref() == Some("lost") || self.invalidated.is_some() {
+            let why = self
+                .invalidated
+                .as_deref()
+                .unwrap_or("the server removed the log it needs");
+            return Err(Error::fatal(
+                Kind::PositionLost,
+                format!("the slot {name} was invalidated ({why}); the changes since its position are lost"),
+            )
+            .hint(format!("SELECT pg_drop_replication_slot({}); {COPY_AGAIN}", literal(name))));
+        }
+        Ok(())
+    }
+}
+
+/// Checks that the slot can replay everything after `from`.
+pub(super) async fn require(client: &Client, shared: &Shared, from: Lsn) -> Result<()> {
+    let name = shared.slot();
+    let lost = |text: String| Error::fatal(Kind::PositionLost, text).hint(COPY_AGAIN);
+    let Some(slot) = find(client, &name).await? else {
+        return Err(lost(format!(
+            "the slot {name} does not exist; the changes since {from} are lost"
+        )));
+    };
+    slot.usable(shared)?;
+    if let Some(confirmed) = slot.confirmed.filter(|c| *c > from) {
+        let bytes = confirmed.0 - from.0;
+        return Err(lost(format!(
+            "the slot {name} has moved on to {confirmed}; the changes from {from} on ({bytes} bytes of log) are lost"
+        )));
+    }
+    let (insert, _) = log_ends(client).await?;
+    if from > insert {
+        return Err(lost(format!(
+            "the server's log ends at {insert}, before the stream's position {from}: it is another server, or was restored from a backup"
+        )));
+    }
+    Ok(())
+}
+
+/// Where the log ends: inserted, and flushed.
+async fn log_ends(client: &Client) -> Result<(Lsn, Lsn)> {
+    let row = client
+        .query_one(
+            "SELECT pg_current_wal_insert_lsn()::text, pg_current_wal_flush_lsn()::text,
+                    current_setting('wal_block_size')::int8,
+                    pg_size_bytes(current_setting('wal_segment_size'))",
+            &[],
+        )
+        .await
+        .map_err(query_error)?;
+    let lsn = |i: usize| Lsn::of(&Position::new(row.get::<_, String>(i)));
+    let size = |i: usize| u64::try_from(row.get::<_, i64>(i)).unwrap_or(0);
+    Ok((lsn(0)?.end_of_last_record(size(2), size(3)), lsn(1)?))
+}
+
+/// [`crate::Source::current_position`].
+///
+/// The insert position covers every commit that anybody can see. The server sends
+/// only flushed log, and may leave the rest (an asynchronous commit, or changes of an
+/// open transaction) unflushed for as long as nothing else happens. A transaction
+/// that does nothing but take an id then brings a commit record behind it, which the
+/// server's log writer flushes within its delay (wal_writer_delay, 200 ms).
+pub(super) async fn current_position(shared: &Shared) -> Result<Position> {
+    let client = shared.control().await?;
+    let (insert, flushed) = log_ends(&client).await?;
+    if flushed < insert {
+        let nudge = "BEGIN READ WRITE; SELECT pg_current_xact_id(); COMMIT";
+        if let Err(e) = client.batch_execute(nudge).await {
+            tracing::debug!(error = %e, "the log's end cannot be flushed");
+            client
+                .batch_execute("ROLLBACK")
+                .await
+                .map_err(query_error)?;
+        }
+    }
+    Ok(insert.position())
+}
+
+/// [`crate::Source::progress`].
+pub(super) async fn progress(shared: &Shared, reached: &Position) -> Result<SourceProgress> {
+    let reached = Lsn::of(reached)?;
+    let client = shared.control().await?;
+    let (insert, _) = log_ends(&client).await?;
+    let retained = client
+        .query_opt(
+            "SELECT pg_wal_lsn_diff(pg_current_wal_insert_lsn(), restart_lsn)::int8
+               FROM pg_replication_slots WHERE slot_name = $1",
+            &[&shared.slot()],
+        )
+        .await
+        .map_err(query_error)?
+        .and_then(|r| r.get::<_, Option<i64>>(0));
+    Ok(SourceProgress {
+        position: insert.position(),
+        lag_bytes: Some(insert.0.saturating_sub(reached.0)),
+        retained_bytes: retained.and_then(|b| u64::try_from(b).ok()),
+    })
+}
+
+/// Tries for some seconds while another connection holds the slot: after a broken
+/// connection the server needs a moment to notice.
+pub(super) async fn retry_while_active<T, F, A>(attempt: A) -> Result<T>
+where
+    F: Future<Output = Result<T, (String, Error)>>,
+    A: Fn() -> F,
+{
+    let started = Instant::now();
+    loop {
+        match attempt().await {
+            Ok(done) => return Ok(done),
+            Err((code, e)) if code == "55006" => {
+                if started.elapsed() > Duration::from_secs(3) {
+                    return Err(e.context("another connection reads the slot").hint(
+                        "is another agent of this stream running? otherwise the server will notice soon that the old connection is gone",
+                    ));
+                }
+                tokio::time::sleep(Duration::from_millis(250)).await;
+            }
+            Err((_, e)) => return Err(e.context("starting replication")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_and_statements() {
+        assert_eq!(default_name("Shop-1"), "caudal_shop_1");
+        assert_eq!(default_name(&"x".repeat(90)).len(), 63);
+        assert!(validate_name("caudal_shop").is_ok() && validate_name("Shop").is_err());
+        let tables = [
+            TableName::new("public", "a"),
+            TableName::new("s", "We\"ird"),
+        ];
+        assert_eq!(
+            publication_sql("p", false, &tables, true),
+            "CREATE PUBLICATION \"p\" FOR TABLE ONLY \"public\".\"a\", ONLY \"s\".\"We\"\"ird\" \
+             WITH (publish_generated_columns = stored);"
+        );
+        assert_eq!(
+            publication_sql("p", true, &tables[..1], false),
+            "ALTER PUBLICATION \"p\" ADD TABLE ONLY \"public\".\"a\";"
+        );
+    }
+}

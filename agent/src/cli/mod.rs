@@ -1,0 +1,204 @@
+//! The command line: one file a command, and what they share.
+//!
+//! A command returns what it has to say by its own exit code, or an error; only
+//! [`main`] prints errors and only [`exit_code`] turns them into codes.
+
+mod check;
+mod output;
+mod run;
+mod schema;
+mod status;
+mod tables;
+
+use crate::config::{Config, units};
+use crate::logging::{self, Verbosity};
+use caudal_model::{Error, Kind, Result};
+use clap::{Parser, Subcommand};
+use indicatif::MultiProgress;
+use output::Output;
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+/// Change data capture from relational databases to a Parquet lake, exactly once.
+#[derive(Debug, Parser)]
+#[command(name = "caudal", version, max_term_width = 100, after_help = EXIT_CODES)]
+struct Cli {
+    /// Config file.
+    #[arg(
+        short,
+        long,
+        global = true,
+        env = "CAUDAL_CONFIG",
+        default_value = "caudal.toml"
+    )]
+    config: PathBuf,
+
+    /// Print one JSON document.
+    #[arg(long, global = true)]
+    json: bool,
+
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXIT_CODES: &str = "Exit codes: 0 done; 1 a check failed; 2 usage or config error; \
+    3 the source no longer has the position; 4 another agent owns the stream; \
+    5 done, but some tables are errored; 6 the deadline passed; 70 a bug.";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Snapshot what is new and follow the log.
+    Run(RunArguments),
+    /// Check every prerequisite of the source, the sink and this machine.
+    Check,
+    /// List the selected tables: size, key, planned chunks, columns and their lake types.
+    Tables,
+    /// Show the state of the stream and its tables, with the agent up or down.
+    Status,
+    /// Print the JSON Schema of the config file.
+    Schema,
+}
+
+#[derive(Debug, clap::Args)]
+struct RunArguments {
+    /// End once every table is live and everything that the source had committed when
+    /// the command started is committed to the lake.
+    #[arg(long)]
+    until_caught_up: bool,
+
+    /// End with exit code 6 if that takes longer, such as "15m".
+    #[arg(long, value_name = "DURATION", value_parser = units::parse_duration)]
+    deadline: Option<Duration>,
+}
+
+/// The exit code of a command that failed.
+pub fn exit_code(error: &Error) -> u8 {
+    match error.kind() {
+        Kind::Config => 2,
+        Kind::PositionLost => 3,
+        Kind::Fenced => 4,
+        Kind::Deadline => 6,
+        Kind::Bug => 70,
+        Kind::Prerequisite
+        | Kind::Source
+        | Kind::Store
+        | Kind::Data
+        | Kind::Corrupt
+        | Kind::State => 1,
+    }
+}
+
+/// A command's own exit code where it ended without an error.
+mod code {
+    pub(super) const DONE: u8 = 0;
+    pub(super) const FINDINGS: u8 = 1;
+    pub(super) const ERRORED_TABLES: u8 = 5;
+    pub(super) const BUG: u8 = 70;
+}
+
+/// The program.
+pub fn main() -> ExitCode {
+    // Usage errors exit with 2, help and version with 0.
+    let cli = Cli::parse();
+    let bars = MultiProgress::new();
+    let code = match std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| execute(cli, &bars)))
+    {
+        Ok(Ok(code)) => code,
+        Ok(Err(error)) => {
+            print_error(&error);
+            exit_code(&error)
+        }
+        // The panic's own message is on stderr.
+        Err(_) => code::BUG,
+    };
+    ExitCode::from(code)
+}
+
+/// The error and what to do about it, on stderr.
+fn print_error(error: &Error) {
+    let mut stderr = std::io::stderr().lock();
+    // There is nobody left to tell if stderr is closed.
+    let _ = writeln!(stderr, "error: {error}");
+    if let Some(hint) = error.hint_text() {
+        let _ = writeln!(stderr, "hint: {hint}");
+    }
+}
+
+fn execute(cli: Cli, bars: &MultiProgress) -> Result<u8> {
+    let verbosity = match cli.command {
+        Command::Run(_) => Verbosity::Service,
+        _ => Verbosity::Command,
+    };
+    logging::init(verbosity, bars)?;
+    // Two libraries bring a provider each, and rustls will not choose. A second call in
+    // one process leaves the first in place.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let output = Output::new(cli.json);
+    if let Command::Schema = cli.command {
+        return schema::execute(&output);
+    }
+    let config = Config::load(&cli.config)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| Error::fatal(Kind::State, "cannot start threads").caused_by(e))?;
+    let result = runtime.block_on(async {
+        match cli.command {
+            Command::Run(arguments) => {
+                Box::pin(run::execute(&config, &arguments, &output, bars)).await
+            }
+            Command::Check => Box::pin(check::execute(&config, &output)).await,
+            Command::Tables => Box::pin(tables::execute(&config, &output)).await,
+            Command::Status => Box::pin(status::execute(&config, &output)).await,
+            Command::Schema => schema::execute(&output),
+        }
+    });
+    // A query that hangs at the source must not keep the process alive.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    result
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_arguments_are_consistent() {
+        Cli::command().debug_assert();
+        let cli = Cli::try_parse_from(["caudal", "run", "--until-caught-up", "--deadline", "15m"]);
+        let Command::Run(run) = cli.unwrap().command else {
+            panic!("not run")
+        };
+        assert!(run.until_caught_up);
+        assert_eq!(run.deadline, Some(Duration::from_secs(900)));
+        let e = Cli::try_parse_from(["caudal", "run", "--deadline", "15"]).unwrap_err();
+        assert_eq!(e.exit_code(), 2);
+        assert!(e.to_string().contains("`15` has no unit"), "{e}");
+        assert_eq!(
+            Cli::try_parse_from(["caudal", "merge"])
+                .unwrap_err()
+                .exit_code(),
+            2
+        );
+        assert_eq!(
+            Cli::try_parse_from(["caudal", "--help"])
+                .unwrap_err()
+                .exit_code(),
+            0
+        );
+    }
+
+    #[test]
+    fn kinds_have_the_documented_exit_codes() {
+        let code = |kind| exit_code(&Error::fatal(kind, ""));
+        assert_eq!(code(Kind::Prerequisite), 1);
+        assert_eq!(code(Kind::Config), 2);
+        assert_eq!(code(Kind::PositionLost), 3);
+        assert_eq!(code(Kind::Fenced), 4);
+        assert_eq!(code(Kind::Deadline), 6);
+        assert_eq!(code(Kind::Bug), 70);
+    }
+}
