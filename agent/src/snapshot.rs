@@ -124,6 +124,16 @@ impl Copy {
 }
 
 impl Planner {
+    /// A chunk will be read again; one of an exact read cannot, and its copy is over.
+    fn give_back(&mut self, chunk: Chunk, has_key: bool) {
+        self.in_flight = self.in_flight.saturating_sub(1);
+        if has_key {
+            self.gaps.push_back(chunk);
+        } else {
+            self.over = true;
+        }
+    }
+
     /// Finds what lies between, before and after finished chunks, by their numbers:
     /// chunks are numbered in the order of their ranges, and a chunk's upper bound
     /// is its successor's lower one.
@@ -342,7 +352,10 @@ impl Workers {
                         continue;
                     }
                     // The exact read ended with its connection: only a new copy is exact again.
-                    Err(e) if !copy.schema.has_key() => return Err(Stop::Fail(e)),
+                    Err(e) if !copy.schema.has_key() => {
+                        p.over = true;
+                        return Err(Stop::Fail(e));
+                    }
                     Err(e) => return Err(Stop::from(e)),
                 }
             }
@@ -482,16 +495,14 @@ impl Workers {
         }
         let mut p = f.copy.planner.lock().await;
         for chunk in f.chunks {
-            p.in_flight = p.in_flight.saturating_sub(1);
-            p.gaps.push_back(chunk);
+            p.give_back(chunk, f.copy.schema.has_key());
         }
     }
 
     /// Puts a chunk back that was not begun.
     async fn give_back_job(&self, job: Job, stop: Stop) -> Stop {
         let mut p = job.copy.planner.lock().await;
-        p.in_flight = p.in_flight.saturating_sub(1);
-        p.gaps.push_back(job.chunk);
+        p.give_back(job.chunk, job.copy.schema.has_key());
         match stop {
             // Its exact read ends with the connection.
             Stop::Retry(e) if !job.copy.schema.has_key() => Stop::Fail(e),

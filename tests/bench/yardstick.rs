@@ -6,7 +6,7 @@ use caudal_tests::{Result, Source, bail};
 use std::path::Path;
 use tokio::process::Command;
 
-/// A command's words, for the document: paths are only names there.
+/// A command's words, for the document: what differs from run to run is left out.
 fn words(command: &Command) -> String {
     let command = command.as_std();
     let program = Path::new(command.get_program());
@@ -16,8 +16,13 @@ fn words(command: &Command) -> String {
         .to_string_lossy()
         .into_owned();
     for word in command.get_args() {
+        let word = word.to_string_lossy();
         text.push(' ');
-        text.push_str(&word.to_string_lossy());
+        text.push_str(if word.contains('/') && word.len() > 20 {
+            "…"
+        } else {
+            &word
+        });
     }
     text
 }

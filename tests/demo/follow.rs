@@ -76,8 +76,6 @@ pub struct Landed {
     pub snapshot: Duration,
     /// What was done while the agent followed.
     pub done: Done,
-    /// Seconds behind, as the agent said while rows changed.
-    pub lag: Vec<f64>,
 }
 
 impl Landed {
@@ -118,7 +116,7 @@ pub async fn follow(
     let snapshot = began.elapsed();
 
     let workload = Workload::new(session).await?;
-    let (done, lag) = change(&mut running, workload, how_long, &line).await?;
+    let done = change(&mut running, workload, how_long, &line).await?;
 
     line.show("stopping the agent with SIGTERM", "");
     running.sigterm().await?.expect(0)?;
@@ -142,7 +140,6 @@ pub async fn follow(
         loaded,
         snapshot,
         done,
-        lag,
     })
 }
 
@@ -181,14 +178,13 @@ async fn wait_until_live(running: &mut Running, line: &Line, rows: u64) -> Resul
     )
 }
 
-/// Changes rows and listens to the agent meanwhile.
+/// Changes rows, and ends early if the agent does.
 async fn change(
     running: &mut Running,
     workload: Workload,
     how_long: Duration,
     line: &Line,
-) -> Result<(Done, Vec<f64>)> {
-    let mut lag = Vec::new();
+) -> Result<Done> {
     let tell = |done: &Done| {
         let text = format!(
             "{} transactions, {} rolled back, {} rows",
@@ -201,9 +197,9 @@ async fn change(
     let mut work = std::pin::pin!(workload.run(how_long, tell));
     loop {
         tokio::select! {
-            done = &mut work => return Ok((done?, lag)),
+            done = &mut work => return done,
             () = tokio::time::sleep(ASK) => {
-                lag.extend(ask(running).await?.and_then(|status| status.lag_seconds));
+                ask(running).await?;
             }
         }
     }

@@ -35,6 +35,16 @@ if "--query" in sys.argv:
         GROUP BY ALL ORDER BY ALL"""))
     sys.exit()
 
+# From the commit at the source to the commit in the lake, by the two clocks.
+at = [(str(stream / f["path"]), c["committed_at"]) for c in commits for t in c["tables"] for f in t["files"]]
+duckdb.execute("CREATE TABLE written (path text, committed timestamptz)")
+duckdb.executemany("INSERT INTO written VALUES (?, ?)", at)
+median, longest = duckdb.execute("""
+    SELECT quantile_cont(lag, 0.5), max(lag) FROM (
+      SELECT epoch_us(committed) / 1e6 - epoch_us(_committed_at) / 1e6 AS lag
+      FROM read_parquet(?, union_by_name = true, filename = 'path') JOIN written USING (path)
+      WHERE _op <> 'r')""", [[path for path, _ in at]]).fetchone()
+
 tables = {}
 for table, list_of_paths in sorted(paths.items()):
     counts = dict(duckdb.execute(
@@ -48,4 +58,5 @@ for table, list_of_paths in sorted(paths.items()):
 kinds = {}
 for commit in commits:
     kinds[commit["kind"]] = kinds.get(commit["kind"], 0) + 1
-print(json.dumps({"commits": kinds, "tables": tables, "position": commits[-1]["through"]["position"]}))
+print(json.dumps({"commits": kinds, "tables": tables, "position": commits[-1]["through"]["position"],
+                  "lag": None if median is None else [median, longest]}))

@@ -18,6 +18,8 @@ struct Counted {
     commits: BTreeMap<String, u64>,
     tables: BTreeMap<String, Table>,
     position: String,
+    /// Seconds from commit to commit: the median and the longest.
+    lag: Option<(f64, f64)>,
 }
 
 #[derive(Deserialize)]
@@ -117,11 +119,11 @@ pub fn landed(one: &Landed) -> Result<bool> {
         },
     ));
     note(&format!(
-        "copy: {} rows in {:.1} s; commits: {}; lag while following: {}; source position {}",
+        "copied {} rows in {:.1} s; {} commits; lag from source to lake {}; through {}",
         with_commas(rows),
         one.snapshot.as_secs_f64(),
         commits.join(", "),
-        lag(&one.lag),
+        lag(counted.lag),
         counted.position
     ));
     println!();
@@ -135,12 +137,10 @@ fn print_row(name: &str, n: &[u64; 6]) {
     ));
 }
 
-fn lag(samples: &[f64]) -> String {
-    let mut sorted = samples.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    match (sorted.get(sorted.len() / 2), sorted.last()) {
-        (Some(median), Some(max)) => format!("{median:.1} s median, {max:.1} s at most"),
-        _ => "not sampled".to_owned(),
+fn lag(seconds: Option<(f64, f64)>) -> String {
+    match seconds {
+        Some((median, longest)) => format!("{median:.1} s median, {longest:.1} s at most"),
+        None => "no change".to_owned(),
     }
 }
 

@@ -14,7 +14,7 @@ use tokio::process::Command;
 
 const SCRIPT: &str = include_str!("oracle.py");
 /// What the Python environment `oracle` has.
-pub const PACKAGES: &[&str] = &["duckdb", "pyarrow"];
+pub const PACKAGES: &[&str] = &["duckdb", "pyarrow", "numpy"];
 
 /// What the oracle found about one table.
 #[derive(Debug, Clone, Default, Deserialize)]

@@ -427,6 +427,49 @@ async fn updates_deletes_and_key_changes() {
 }
 
 #[tokio::test]
+async fn a_key_change_during_the_copy_never_loses_an_unchanged_cell() {
+    let Some(server) = server() else { return };
+    let client = server
+        .fresh(
+            "moving",
+            "CREATE TABLE m (id int PRIMARY KEY, big text); ALTER TABLE m ALTER big SET STORAGE EXTERNAL",
+        )
+        .await;
+    let source = PostgresSource::new(server.options("moving")).unwrap();
+    let (mut tables, mut tail) = start(&source).await;
+    tables[0].copying = true;
+    tail.track(tables[0].clone());
+    run(
+        &client,
+        "INSERT INTO m VALUES (1, repeat('z', 5000)); ALTER TABLE m REPLICA IDENTITY FULL; UPDATE m SET id = 2;
+         ALTER TABLE m REPLICA IDENTITY DEFAULT; UPDATE m SET id = 3",
+    )
+    .await;
+    let target = source.current_position().await.unwrap();
+    let mut into = ChangeBuffer::new(1, 1 << 20);
+    let log = drain(&source, &mut *tail, &mut into, &target).await;
+    assert_eq!(
+        log.rows.iter().map(|r| &r[..8]).collect::<Vec<_>>(),
+        ["m:c id=1", "m:d id=1", "m:c id=2"]
+    );
+    assert!(log.rows[2].ends_with('z'));
+    assert!(
+        log.events
+            .iter()
+            .any(|e| e.contains("got another key while the table was copied")),
+        "{:?}",
+        log.events
+    );
+    tables[0].copying = true;
+    tail.track(tables[0].clone());
+    tail.live(&tables[0].schema.table);
+    client.batch_execute("UPDATE m SET id = 4").await.unwrap();
+    let target = source.current_position().await.unwrap();
+    let log = drain(&source, &mut *tail, &mut into, &target).await;
+    assert_eq!(log.rows, ["m:d id=3", "m:c id=4 unchanged=[big]"]);
+}
+
+#[tokio::test]
 async fn streamed_transactions_spill_commit_and_abort() {
     let Some(server) = server() else { return };
     let client = server

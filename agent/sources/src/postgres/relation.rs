@@ -230,6 +230,11 @@ impl RowPlan {
                     None => false,
                 };
                 if moved && let Some(old) = old {
+                    if self.copying
+                        && let Some(wire) = self.unfilled(old, new)?
+                    {
+                        return Err(RowError::Unfilled(wire));
+                    }
                     self.delete(into, slot, old)?;
                     return self.append(into.row(slot, Op::Insert), new, Some(old));
                 }
@@ -299,6 +304,19 @@ impl RowPlan {
         Ok(())
     }
 
+    /// The first carried cell that neither tuple has.
+    fn unfilled(&self, old: &Old<'_>, new: &Tuple<'_>) -> Result<Option<usize>, RowError> {
+        let (mut before, mut after) = (old.tuple.cells(), new.cells());
+        for (wire, target) in self.targets.iter().enumerate() {
+            let (b, a) = (before.next_cell()?, after.next_cell()?);
+            let held = old.whole || matches!(b, Some(Cell::Text(_)));
+            if target.is_some() && a == Some(Cell::Unchanged) && !held {
+                return Ok(Some(wire));
+            }
+        }
+        Ok(None)
+    }
+
     fn key_differs(&self, old: &Tuple<'_>, new: &Tuple<'_>) -> Result<bool, RowError> {
         let (mut before, mut after) = (old.cells(), new.cells());
         for target in &self.targets {
@@ -330,6 +348,17 @@ impl Relation {
                     )
                 };
                 Error::data(table, format!("column {column} {e} (at {at})")).hint(hint)
+            }
+            RowError::Unfilled(wire) => {
+                let column = self.columns.get(wire).map_or("?", |c| c.name.as_str());
+                Error::data(
+                    table,
+                    format!("a row got another key while the table was copied, and the log does not carry its column {column} (at {at})"),
+                )
+                .hint(format!(
+                    "ALTER TABLE {} REPLICA IDENTITY FULL for as long as the copy runs; {again}",
+                    super::connect::table_ident(table)
+                ))
             }
             RowError::Shape => Error::data(
                 table,

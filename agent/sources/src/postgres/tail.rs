@@ -532,7 +532,12 @@ impl Decoder {
         };
         match evolution {
             Evolution::Same => {
-                relation.make_plan(held, &self.types, tracked.mark.clone(), tracked.table.copying)?;
+                relation.make_plan(
+                    held,
+                    &self.types,
+                    tracked.mark.clone(),
+                    tracked.table.copying,
+                )?;
                 relation.planned = self.tracking;
                 Ok(None)
             }
@@ -541,7 +546,12 @@ impl Decoder {
                 tracked.table.next_column_id = tracked.table.next_column_id.max(highest + 1);
                 let next = Arc::new(next);
                 tracked.table.schema = next.clone();
-                relation.make_plan(&next, &self.types, tracked.mark.clone(), tracked.table.copying)?;
+                relation.make_plan(
+                    &next,
+                    &self.types,
+                    tracked.mark.clone(),
+                    tracked.table.copying,
+                )?;
                 relation.planned = self.tracking;
                 Ok(Some(Outcome::Before(TailEvent::Schema(next))))
             }
