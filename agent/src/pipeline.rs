@@ -38,6 +38,8 @@ pub struct Pipeline<'p> {
     copies: HashMap<TableName, SnapshotEntry>,
     /// Copies whose chunks are complete, and the position that makes them live.
     awaiting_live: HashMap<TableName, Position>,
+    /// Tables that became live in this attempt, committed or not.
+    live: HashSet<TableName>,
     /// Tables that failed in this attempt, committed or not.
     failed: HashSet<TableName>,
     /// Tables that are selected and exist; others wait until they do.
@@ -84,6 +86,7 @@ impl<'p> Pipeline<'p> {
             next_column_ids: recovered.next_column_ids,
             copies: HashMap::new(),
             awaiting_live: HashMap::new(),
+            live: HashSet::new(),
             failed: HashSet::new(),
             carried: HashSet::new(),
             exact_requests: Vec::new(),
@@ -196,12 +199,13 @@ impl<'p> Pipeline<'p> {
         stopping.or(caught_up.then_some(Ending::CaughtUp))
     }
 
-    /// Whether every table is live or errored in what is committed or sealed.
+    /// Whether every table is live or errored, committed or not.
     fn all_settled(&self) -> bool {
         self.awaiting_live.is_empty()
             && self.state.tables.iter().all(|t| {
                 matches!(t.state, TableState::Live | TableState::Errored)
                     || self.failed.contains(&t.table)
+                    || self.live.contains(&t.table)
                     || !self.carried.contains(&t.table)
             })
     }
@@ -372,6 +376,7 @@ impl<'p> Pipeline<'p> {
             self.copies.remove(&table);
             epoch.snapshot_mut(&table, || copy).live = true;
             tail.live(&table);
+            self.live.insert(table.clone());
             tracing::info!(%table, "live");
         }
         Ok(())

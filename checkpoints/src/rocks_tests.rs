@@ -88,10 +88,7 @@ fn is_moved_aside(dir: &Path, reason: &str) {
         .unwrap()
         .to_string_lossy()
         .into_owned();
-    assert!(
-        name.starts_with("db.corrupt-20"),
-        "{name}"
-    );
+    assert!(name.starts_with("db.corrupt-20"), "{name}");
     assert_eq!(store.load().unwrap(), None);
     drop(store);
     open(dir);

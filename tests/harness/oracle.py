@@ -40,6 +40,11 @@ def cid(column):
     return f"c{column['id']}"
 
 
+def one(database, sql):
+    """A query's only value; all of its result is fetched, so that the connection is free again."""
+    return database.execute(sql).fetchall()[0][0]
+
+
 def short(value):
     if value is None:
         return "NULL"
@@ -353,7 +358,7 @@ class Table:
         whole = pa.concat_tables(parts)
         db.register("whole", whole)
         cells = ", ".join(f"{canonical(cid(c), c['lake_type'])} as {cid(c)}" for c in self.columns)
-        db.execute(f"create or replace table changes as select {cells}, _op, _seq, _unchanged from whole")
+        db.execute(f"create or replace table changes as select {cells}, _op, _seq, _unchanged from whole").fetchall()
         db.unregister("whole")
         # A truncation removes what is before it; at its own _seq stand only the rows of a new copy.
         db.execute("""create or replace view live as select * from changes where _op <> 't'
@@ -370,14 +375,14 @@ class Table:
         for row in twice:
             problem(f"{self.name} key {row[:-2]}: {row[-1]} rows with _seq {row[-2]}")
         nameless = " or ".join(f"{k} is null" for k in self.key)
-        if db.execute(f"select count(*) from live where {nameless}").fetchone()[0]:
+        if one(db, f"select count(*) from live where {nameless}"):
             problem(f"{self.name}: rows without a key")
         db.execute(f"""create or replace table folded as select * from live
                        qualify row_number() over (partition by {keys} order by _seq desc) = 1""")
         db.execute("delete from folded where _op = 'd'")
-        if db.execute("select count(*) from folded where _unchanged is not null").fetchone()[0]:
+        if one(db, "select count(*) from folded where _unchanged is not null"):
             self.fill()
-        self.report["rows"] = db.execute("select count(*) from folded").fetchone()[0]
+        self.report["rows"] = one(db, "select count(*) from folded")
 
     def fill(self):
         """Puts the older values into cells that the source did not send again."""
@@ -420,15 +425,15 @@ class Table:
     def fold_multiset(self):
         db = self.database
         names = ", ".join(f"c{c['id']}" for c in self.columns)
-        odd = db.execute("select count(*) from live where _op = 'u' or _unchanged is not null").fetchone()[0]
+        odd = one(db, "select count(*) from live where _op = 'u' or _unchanged is not null")
         if odd:
             problem(f"{self.name} has no key, but {odd} updates or unchanged cells")
         db.execute(f"""create or replace table folded as select {names},
                        sum(case when _op = 'd' then -1 else 1 end) as copies from live group by {names}""")
-        below = db.execute("select count(*) from folded where copies < 0").fetchone()[0]
+        below = one(db, "select count(*) from folded where copies < 0")
         if below:
             problem(f"{self.name}: {below} rows deleted more often than inserted")
-        self.report["rows"] = int(db.execute("select coalesce(sum(copies), 0) from folded").fetchone()[0])
+        self.report["rows"] = int(one(db, "select coalesce(sum(copies), 0) from folded"))
 
     def compare(self, export):
         db = self.database
@@ -451,7 +456,7 @@ class Table:
         db.register("export", source)
         cells = ", ".join(
             f"{canonical_source(quote(n), by_name[n]['lake_type'])} as c{by_name[n]['id']}" for n in names)
-        db.execute(f"create or replace table source as select {cells} from export")
+        db.execute(f"create or replace table source as select {cells} from export").fetchall()
         db.unregister("export")
         (self.compare_keyed if self.key else self.compare_multiset)()
 
@@ -467,10 +472,10 @@ class Table:
                    {''.join(f", s.c{c['id']} as s{c['id']}, l.c{c['id']} as l{c['id']}" for c in rest)}
             from source s full join folded l on {join}
             where s.{first} is null or l.{first} is null{differs}""")
-        count = db.execute("select count(*) from differences").fetchone()[0]
+        count = one(db, "select count(*) from differences")
         if not count:
             return
-        total = db.execute("select count(*) from source").fetchone()[0]
+        total = one(db, "select count(*) from source")
         problem(f"{self.name}: {count} of {total} rows at the source differ ({self.report['rows']} in the lake)")
         width = len(self.key)
         for row in db.execute(f"select * from differences order by all limit {SHOWN}").fetchall():
@@ -513,7 +518,7 @@ def main():
     total = sum(len(s) for s in sequences)
     if total:
         database.register("sequences", pa.table({"s": pa.concat_arrays([pa.array(s) for s in sequences])}))
-        distinct = database.execute("select count(distinct s) from sequences").fetchone()[0]
+        distinct = one(database, "select count(distinct s) from sequences")
         if distinct != total:
             problem(f"{total - distinct} changes share their _seq with another")
     head = lake.entries[-1] if lake.entries else {"generation": 0, "through": {"seq": 0, "position": ""}}

@@ -58,10 +58,13 @@ async fn source(config: &Config) -> Result<Vec<Finding>> {
             }
             for table in tables {
                 let name = table.table.to_string();
-                findings.extend(table.problems.into_iter().map(|mut p| {
-                    p.subject.get_or_insert_with(|| name.clone());
-                    p
-                }));
+                for mut problem in table.problems {
+                    problem.subject.get_or_insert_with(|| name.clone());
+                    // The source's own check may have looked at the tables too.
+                    if !findings.contains(&problem) {
+                        findings.push(problem);
+                    }
+                }
             }
         }
         Err(e) => findings.push(finding_of("tables", e)?),

@@ -288,7 +288,7 @@ fn mistakes_name_place_key_and_what_is_allowed() {
             "[sink]",
             "[[tables.override]]\ntable = \"x.y\"\ncolumns = []\n[sink]",
             "caudal.toml:13:1: tables.override[0].columns: unknown key; the keys here are \
-             `hash_columns`, `as`, `key`, `table`, `filter`, `exclude_columns`",
+             `hash_columns`, `as`, `filter`, `key`, `table`, `exclude_columns`",
         ),
     ];
     let mut wrong = String::new();
