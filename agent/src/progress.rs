@@ -6,7 +6,7 @@
 
 use crate::status::{CopyProgress, StatusBoard, StatusReport, StreamState, TableStatus};
 use caudal_model::{TableName, TableState};
-use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use indicatif::{HumanCount, MultiProgress, ProgressBar, ProgressState, ProgressStyle};
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::time::Duration;
@@ -60,6 +60,10 @@ struct Display {
 fn style(template: &str) -> ProgressStyle {
     ProgressStyle::with_template(template)
         .unwrap_or_else(|_| ProgressStyle::default_bar())
+        .with_key("rate", |state: &ProgressState, w: &mut dyn Write| {
+            // A template's text cannot fail to be written.
+            let _ = write!(w, "{}/s", HumanCount(state.per_sec() as u64));
+        })
         .progress_chars("=> ")
 }
 
@@ -81,7 +85,7 @@ impl Display {
         match (&self.total, sum) {
             (None, Some(_)) => {
                 let bar = ProgressBar::new(0).with_style(style(
-                    "  {bar:24} {human_pos} of ~{human_len} rows  {per_sec}  eta {eta}  {msg}",
+                    "  {bar:24} {human_pos} of ~{human_len} rows  {rate}  eta {eta}  {msg}",
                 ));
                 self.total = Some(self.bars.add(bar));
             }

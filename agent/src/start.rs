@@ -58,7 +58,8 @@ fn settings(config: &Config) -> Settings {
         worker_buffer_bytes: (memory / (16 * workers)).clamp(1 << 20, 16 << 20),
         tick: Duration::from_millis(50),
         file_bytes: bytes(config.commit.max_bytes),
-        idle_commit: Duration::from_secs(60),
+        // PostgreSQL waits at its shutdown until a replica has confirmed what was sent.
+        idle_commit: config.commit.max_delay.max(Duration::from_secs(10)),
         lag_every: Duration::from_secs(5),
         first_pause: Duration::from_millis(500),
         files: WriterOptions {

@@ -234,7 +234,8 @@ impl StatusBoard {
             s.report.source_position = source_position;
         }
         s.report.lag_bytes = lag_bytes;
-        s.report.lag_seconds = lag_seconds;
+        // A clock's noise is not a lag.
+        s.report.lag_seconds = lag_seconds.map(|v| (v * 1000.0).round() / 1000.0);
     }
 
     /// Sets what a table's committed progress says; its row counters stay.

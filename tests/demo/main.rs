@@ -44,6 +44,9 @@ struct Arguments {
     /// Leave the Parquet, the configs and the logs
     #[arg(long)]
     keep: bool,
+    /// Change one row of each source after its agent has stopped: the comparison must find it
+    #[arg(long)]
+    spoil: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -186,6 +189,14 @@ async fn run(arguments: &Arguments) -> Result<bool> {
             first.name
         ));
         report::query(&first.stream_dir())?;
+    }
+    if arguments.spoil {
+        say("--spoil: changing one row of each source behind the lake's back");
+        for source in &sources {
+            source
+                .exec("UPDATE orders SET o_comment = 'spoiled' WHERE o_orderkey = 1")
+                .await?;
+        }
     }
     say("source against lake");
     for (source, one) in sources.iter().zip(&landed) {

@@ -113,6 +113,8 @@ def canonical_source(column, lake_type):
     """SQL that brings an exported text to the same form."""
     if lake_type in ("float32", "float64"):
         return f"cast(cast({column} as double) as varchar)"
+    if lake_type.startswith("decimal("):
+        return f"cast(cast({column} as {lake_type}) as varchar)"
     return column
 
 

@@ -1,4 +1,4 @@
-//! A transaction larger than the agent's memory: streamed while it is open (PostgreSQL,
+//! A transaction larger than the agent's memory (INV-9): streamed while it is open (PostgreSQL,
 //! with subtransactions that abort), compressed as a whole (MySQL) or by event (MariaDB).
 
 use crate::trial::{Trial, on_every_source};

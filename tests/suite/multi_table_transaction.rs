@@ -15,7 +15,7 @@ async fn becomes_visible_at_once(t: &Trial) -> Result<()> {
         )
         .await?;
     let mut agent = t.agent()?;
-    agent.config.set("commit.max_delay", "50ms");
+    agent.config.set("commit.max_delay", "100ms");
     let mut running = agent.spawn()?;
     running.wait_until_live().await?;
     let mut session = t.source.session().await?;

@@ -33,14 +33,14 @@ async fn survives_a_restart_of_the_server(t: &Trial) -> Result<()> {
     let mut running = agent.spawn()?;
     running.wait_until_live().await?;
     for round in 1..3i64 {
-        t.source.fill("items", round * 10_000, 500, |i| format!("({i}, 'b')")).await?;
+        t.source.fill("items", round * 100_000, 500, |i| format!("({i}, 'b')")).await?;
         let server = t.source.server_handle();
         let kill = round == 2;
         tokio::task::spawn_blocking(move || {
             if kill { server.kill9().and_then(|()| server.resume()) } else { server.restart() }
         })
         .await??;
-        t.source.fill("items", round * 20_000, 500, |i| format!("({i}, 'c')")).await?;
+        t.source.fill("items", round * 100_000 + 50_000, 500, |i| format!("({i}, 'c')")).await?;
     }
     caudal_tests::agent::eventually("the changes after the restarts are committed", async || {
         Ok((t.committed_rows("items")? >= 3_000).then_some(()))

@@ -46,7 +46,7 @@ async fn lost_replies_of_commits_are_recognised(t: &Trial) -> Result<()> {
     t.source.exec("create table items (id {int8} primary key, name {text})").await?;
     let mut agent = t.agent()?;
     s3.configure(&mut agent.config, "lake", "raw");
-    agent.config.set("commit.max_delay", "50ms");
+    agent.config.set("commit.max_delay", "100ms");
     let mut running = agent.spawn()?;
     let before = running.wait_until_live().await?;
     for round in 0..10i64 {

@@ -16,11 +16,11 @@ async fn at_ten_random_moments(t: &Trial) -> Result<()> {
         .config
         .set("snapshot.chunk_rows", 500)
         .set("snapshot.workers", 2)
-        .set("commit.max_delay", "50ms");
+        .set("commit.max_delay", "100ms");
     for _ in 0..10 {
         let running = agent.spawn()?;
-        // The moment is the input of this test, not a way to wait for something.
         let moment = Duration::from_millis(rand::rng().random_range(50..2_000));
+        // pace: the moment is the input of this test, not a way to wait for something.
         tokio::time::sleep(moment).await;
         running.kill9().await?;
     }

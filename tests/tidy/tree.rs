@@ -98,6 +98,12 @@ impl File {
         (1..).zip(self.text.lines())
     }
 
+    /// The number of lines before the tests that stand in the same file.
+    pub fn code_end(&self) -> usize {
+        let tests = self.text.lines().position(|l| l == "#[cfg(test)]");
+        tests.unwrap_or_else(|| self.text.lines().count())
+    }
+
     /// Lines of code, without those that are only a comment.
     pub fn code_lines(&self) -> impl Iterator<Item = (usize, &str)> {
         self.lines()

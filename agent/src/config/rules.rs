@@ -314,7 +314,7 @@ fn unsupported(c: &mut Checker<'_>) {
         ("tables.hash_salt", f.tables.hash_salt.is_some()),
         (
             "sink.retain_changes",
-            f.sink.retain_changes != super::thirty_days(),
+            f.sink.retain_changes != super::sections::thirty_days(),
         ),
         ("merge.every", f.merge.every != Duration::ZERO),
         ("merge.deletes", f.merge.deletes != Default::default()),
@@ -329,7 +329,7 @@ fn unsupported(c: &mut Checker<'_>) {
         ),
         (
             "checkpoints.keep",
-            f.checkpoints.keep != super::thirty_days(),
+            f.checkpoints.keep != super::sections::thirty_days(),
         ),
         (
             "limits.value_bytes",

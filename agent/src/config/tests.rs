@@ -1,5 +1,6 @@
 use super::*;
 use secrecy::ExposeSecret;
+use std::time::Duration;
 
 /// The documented example, as a user would copy it.
 const EXAMPLE: &str = r#"

@@ -57,8 +57,7 @@ pub(super) fn initialize_mysql(programs: &Programs, address: &Address) -> Result
         .output()
         .context("cannot run mysqld --initialize-insecure")?;
     succeeded("mysqld --initialize-insecure", &output)?;
-    fs::write(address.dir.join("users.sql"), format!("{USERS}{MYSQL_GRANT}"))?;
-    Ok(())
+    prepare_start(address, MYSQL_GRANT)
 }
 
 pub(super) fn initialize_mariadb(programs: &Programs, address: &Address) -> Result<()> {
@@ -93,7 +92,15 @@ pub(super) fn initialize_mariadb(programs: &Programs, address: &Address) -> Resu
         .output()
         .context("cannot run mariadbd --bootstrap")?;
     succeeded("mariadbd --bootstrap", &output)?;
-    fs::write(address.dir.join("users.sql"), format!("{USERS}{MARIADB_GRANT}"))?;
+    prepare_start(address, MARIADB_GRANT)
+}
+
+/// The files that every start needs.
+fn prepare_start(address: &Address, grant: &str) -> Result<()> {
+    let tmp = address.dir.join("tmp");
+    fs::create_dir_all(&tmp)?;
+    give_to_server(&tmp)?;
+    fs::write(address.dir.join("users.sql"), format!("{USERS}{grant}"))?;
     Ok(())
 }
 
@@ -119,6 +126,8 @@ pub(super) fn command(programs: &Programs, address: &Address, settings: &[String
         .arg(format!("--socket={}", address.socket.display()))
         .arg(format!("--pid-file={dir}/server.pid"))
         .arg(format!("--init-file={dir}/users.sql"))
+        // Two servers that share one directory take each other's temporary tables.
+        .arg(format!("--tmpdir={dir}/tmp"))
         .arg(format!("--ssl-ca={dir}/ca.pem"))
         .arg(format!("--ssl-cert={dir}/server.pem"))
         .arg(format!("--ssl-key={dir}/server.key"))

@@ -1,0 +1,404 @@
+//! The sections of the config file: what each key is, its type, its default.
+//!
+//! The doc comments are the descriptions that `caudal schema` and errors print.
+
+use super::units::{self, DurationText, SizeText};
+use crate::secret::SecretRef;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// `[stream]`
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct StreamSection {
+    /// Name of the stream: names the lake prefix, the slot and the label of the metrics.
+    pub name: String,
+    /// Directory of the local state (RocksDB, spilled rows); one a stream.
+    pub state_dir: PathBuf,
+}
+
+/// The kind of source database.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum SourceKind {
+    /// PostgreSQL 14 and later.
+    Postgres,
+    /// MySQL 8.0 and later.
+    Mysql,
+    /// MariaDB 10.6 and later.
+    Mariadb,
+    /// SQL Server 2016 and later.
+    Sqlserver,
+}
+
+impl SourceKind {
+    /// The name in the config file and in `status`.
+    pub fn label(self) -> &'static str {
+        match self {
+            SourceKind::Postgres => "postgres",
+            SourceKind::Mysql => "mysql",
+            SourceKind::Mariadb => "mariadb",
+            SourceKind::Sqlserver => "sqlserver",
+        }
+    }
+}
+
+/// How far the connection's peer is checked.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Tls {
+    /// Plain text.
+    Disable,
+    /// TLS if the server offers it, unverified.
+    #[default]
+    Prefer,
+    /// TLS or no connection, unverified.
+    Require,
+    /// The certificate must be signed by a known authority.
+    VerifyCa,
+    /// The certificate must be signed by a known authority and name the host.
+    VerifyFull,
+}
+
+/// `[source]`
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SourceSection {
+    /// Kind of database.
+    pub kind: SourceKind,
+    /// Host name or address of the server.
+    pub host: String,
+    /// TCP port of the server; 5432 for postgres, 3306 for mysql and mariadb, if absent.
+    #[serde(default)]
+    #[schemars(range(min = 1, max = 65535))]
+    pub port: Option<u16>,
+    /// Database to connect to; required for postgres.
+    #[serde(default)]
+    pub database: Option<String>,
+    /// User to connect as.
+    pub user: String,
+    /// Password: `env:NAME`, `file:/path` or the password itself; empty if absent.
+    #[serde(default)]
+    pub password: Option<SecretRef>,
+    /// How far the server's identity is checked.
+    #[serde(default)]
+    pub tls: Tls,
+    /// PEM file of the authorities that may sign the server's certificate; the system's if absent.
+    #[serde(default)]
+    pub ca_file: Option<PathBuf>,
+    /// PEM file of the client's certificate.
+    #[serde(default)]
+    pub cert_file: Option<PathBuf>,
+    /// PEM file of the client's key.
+    #[serde(default)]
+    pub key_file: Option<PathBuf>,
+    /// mysql, mariadb: server id of this replica, unique among all of them; derived from
+    /// the stream's name if absent.
+    #[serde(default)]
+    #[schemars(range(min = 1, max = 4294967295u32))]
+    pub server_id: Option<u32>,
+    /// postgres: replication slot; `caudal_<stream.name>` if absent.
+    #[serde(default)]
+    pub slot: Option<String>,
+    /// postgres: publication; `caudal_<stream.name>` if absent.
+    #[serde(default)]
+    pub publication: Option<String>,
+    /// How long to wait for a connection.
+    #[serde(default = "ten_seconds", with = "units::duration")]
+    #[schemars(with = "DurationText")]
+    pub connect_timeout: Duration,
+}
+
+fn ten_seconds() -> Duration {
+    Duration::from_secs(10)
+}
+
+/// `[tables]`
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TablesSection {
+    /// Patterns `schema.table` (mysql, mariadb: `database.table`) of the tables to carry;
+    /// `*` stands for any characters, `?` for one.
+    pub include: Vec<String>,
+    /// Patterns of tables to leave out; they win over `include`.
+    #[serde(default)]
+    pub exclude: Vec<String>,
+    /// Salt of `hash_columns`, a secret.
+    #[serde(default)]
+    pub hash_salt: Option<SecretRef>,
+    /// Settings of single tables.
+    #[serde(default, rename = "override")]
+    pub overrides: Vec<TableOverride>,
+}
+
+/// `[[tables.override]]`
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TableOverride {
+    /// Table as `schema.table` (mysql, mariadb: `database.table`).
+    pub table: String,
+    /// Columns that never leave the source.
+    #[serde(default)]
+    pub exclude_columns: Vec<String>,
+    /// Columns replaced by their salted SHA-256.
+    #[serde(default)]
+    pub hash_columns: Vec<String>,
+    /// Other lake types for single columns.
+    #[serde(default, rename = "as")]
+    pub lake_types: BTreeMap<String, String>,
+    /// SQL condition of the rows to carry.
+    #[serde(default)]
+    pub filter: Option<String>,
+    /// Key of a table without a primary key, or a unique index to be used as one.
+    #[serde(default)]
+    pub key: Option<Vec<String>>,
+}
+
+/// What is copied before the log is followed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum SnapshotMode {
+    /// Copy every new table, then follow the log.
+    #[default]
+    Initial,
+    /// Follow the log only.
+    Never,
+    /// Copy and stop.
+    Only,
+}
+
+/// `[snapshot]`
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct SnapshotSection {
+    /// What is copied before the log is followed.
+    pub mode: SnapshotMode,
+    /// Chunks read at the same time, each through a connection of its own.
+    #[schemars(range(min = 1, max = 64))]
+    pub workers: u32,
+    /// Rows that a chunk aims at.
+    #[schemars(range(min = 100, max = 100000000))]
+    pub chunk_rows: u64,
+    /// Limit on the rows that snapshots read from the source in a second; 0 is no limit.
+    #[schemars(range(min = 0, max = 9223372036854775807u64))]
+    pub max_source_rows_per_second: u64,
+}
+
+impl Default for SnapshotSection {
+    fn default() -> Self {
+        SnapshotSection {
+            mode: SnapshotMode::Initial,
+            workers: 4,
+            chunk_rows: 100_000,
+            max_source_rows_per_second: 0,
+        }
+    }
+}
+
+/// `[commit]`: a commit closes at whichever comes first.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct CommitSection {
+    /// Longest time that a change waits for its commit to close.
+    #[serde(with = "units::duration")]
+    #[schemars(with = "DurationText")]
+    pub max_delay: Duration,
+    /// Bytes of files after which a commit closes.
+    #[serde(with = "units::size")]
+    #[schemars(with = "SizeText")]
+    pub max_bytes: u64,
+    /// Bytes that all buffers together may hold; past it, rows spill to `state_dir` or
+    /// the source is held back.
+    #[serde(with = "units::size")]
+    #[schemars(with = "SizeText")]
+    pub memory: u64,
+}
+
+impl Default for CommitSection {
+    fn default() -> Self {
+        CommitSection {
+            max_delay: Duration::from_secs(10),
+            max_bytes: 128 << 20,
+            memory: 512 << 20,
+        }
+    }
+}
+
+/// Width of the `_date=` folders.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Partition {
+    /// A folder a day.
+    #[default]
+    Day,
+    /// A folder an hour.
+    Hour,
+}
+
+/// Compression of Parquet files.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Compression {
+    /// Zstandard.
+    #[default]
+    Zstd,
+    /// Snappy.
+    Snappy,
+    /// None.
+    None,
+}
+
+/// `[sink]`
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SinkSection {
+    /// Where the lake is: `s3://bucket/prefix` or `file:///path`.
+    pub url: String,
+    /// s3: URL of an S3-compatible server.
+    #[serde(default)]
+    pub endpoint: Option<String>,
+    /// s3: region; the environment's if absent.
+    #[serde(default)]
+    pub region: Option<String>,
+    /// s3: the bucket in the path instead of the host name; on if absent and there is an
+    /// `endpoint`.
+    #[serde(default)]
+    pub path_style: Option<bool>,
+    /// s3: KMS key that encrypts the objects.
+    #[serde(default)]
+    pub sse_kms_key_id: Option<String>,
+    /// Width of the `_date=` folders.
+    #[serde(default)]
+    pub partition: Partition,
+    /// Compression of the files.
+    #[serde(default)]
+    pub compression: Compression,
+    /// How long folded change files are kept.
+    #[serde(default = "thirty_days", with = "units::duration")]
+    #[schemars(with = "DurationText")]
+    pub retain_changes: Duration,
+}
+
+pub(super) fn thirty_days() -> Duration {
+    Duration::from_secs(30 * 86_400)
+}
+
+/// What a delete does to a row of `current`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Deletes {
+    /// The row goes.
+    #[default]
+    Drop,
+    /// The row stays, with `_deleted` set.
+    Flag,
+}
+
+/// The catalog that knows the merged tables.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Catalog {
+    /// None.
+    #[default]
+    None,
+    /// AWS Glue.
+    Glue,
+    /// An Iceberg REST catalog.
+    Rest,
+}
+
+/// `[merge]`
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct MergeSection {
+    /// How often the agent folds by itself; `0s` leaves it to the command.
+    #[serde(with = "units::duration")]
+    #[schemars(with = "DurationText")]
+    pub every: Duration,
+    /// What a delete does to a row of `current`.
+    pub deletes: Deletes,
+    /// The catalog that knows the merged tables.
+    pub catalog: Catalog,
+}
+
+/// What a changed table means for the stream.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum SchemaChangePolicy {
+    /// The lake follows.
+    #[default]
+    Evolve,
+    /// The table stops, the stream goes on.
+    Pause,
+}
+
+/// `[schema_change]`
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct SchemaChangeSection {
+    /// What a changed table means for the stream.
+    pub policy: SchemaChangePolicy,
+}
+
+/// `[http]`
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct HttpSection {
+    /// Address and port of /metrics, /healthz, /readyz, /status and the page; `off` for
+    /// no server. Where it is not set and another process has the default port, the
+    /// agent goes on without.
+    pub listen: String,
+}
+
+impl Default for HttpSection {
+    fn default() -> Self {
+        HttpSection {
+            listen: "127.0.0.1:9464".to_owned(),
+        }
+    }
+}
+
+/// `[checkpoints]`
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct CheckpointsSection {
+    /// How long the acknowledgement to the source is held back, so that the stream can
+    /// be rewound by as much.
+    #[serde(with = "units::duration")]
+    #[schemars(with = "DurationText")]
+    pub replay_window: Duration,
+    /// How long commits stay listed.
+    #[serde(with = "units::duration")]
+    #[schemars(with = "DurationText")]
+    pub keep: Duration,
+}
+
+impl Default for CheckpointsSection {
+    fn default() -> Self {
+        CheckpointsSection {
+            replay_window: Duration::ZERO,
+            keep: thirty_days(),
+        }
+    }
+}
+
+/// `[limits]`
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct LimitsSection {
+    /// Largest single value that is carried.
+    #[serde(with = "units::size")]
+    #[schemars(with = "SizeText")]
+    pub value_bytes: u64,
+}
+
+impl Default for LimitsSection {
+    fn default() -> Self {
+        LimitsSection {
+            value_bytes: 64 << 20,
+        }
+    }
+}
