@@ -55,7 +55,9 @@ impl CrashPoints {
     /// Reads `CAUDAL_CRASH_AT=name[:count]`: the process is killed the `count`-th
     /// time (default the first) that it reaches the point.
     pub fn from_env() -> Self {
-        let Ok(spec) = std::env::var("CAUDAL_CRASH_AT") else { return Self::none() };
+        let Ok(spec) = std::env::var("CAUDAL_CRASH_AT") else {
+            return Self::none();
+        };
         let (name, count) = spec.split_once(':').unwrap_or((&spec, "1"));
         let (name, count) = (name.to_owned(), count.parse().unwrap_or(1));
         let seen = AtomicU64::new(0);
@@ -77,9 +79,10 @@ impl CrashPoints {
     /// Marks a point. An error means that the simulated process has died here.
     pub fn reach(&self, point: &'static str) -> Result<()> {
         match &self.0 {
-            Some(hook) if hook(point) => {
-                Err(Error::fatal(Kind::Bug, format!("simulated crash at {point}")))
-            }
+            Some(hook) if hook(point) => Err(Error::fatal(
+                Kind::Bug,
+                format!("simulated crash at {point}"),
+            )),
             _ => Ok(()),
         }
     }
@@ -87,6 +90,10 @@ impl CrashPoints {
 
 impl std::fmt::Debug for CrashPoints {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(if self.0.is_some() { "CrashPoints(armed)" } else { "CrashPoints(none)" })
+        f.write_str(if self.0.is_some() {
+            "CrashPoints(armed)"
+        } else {
+            "CrashPoints(none)"
+        })
     }
 }

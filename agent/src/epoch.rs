@@ -9,7 +9,8 @@ use crate::staging::Staging;
 use arrow::array::{Array, DictionaryArray};
 use arrow::datatypes::Int8Type;
 use caudal_model::{
-    ChangeBuffer, Chunk, Error, Op, Position, Result, StreamPoint, TableBatch, TableName, TableSchema,
+    ChangeBuffer, Chunk, Error, Op, Position, Result, StreamPoint, TableBatch, TableName,
+    TableSchema,
 };
 use caudal_sinks::{
     CommitLog, CommitReceipt, EntryKind, FileEntry, FileWriter, SnapshotEntry, TableEntry,
@@ -81,7 +82,10 @@ impl OpenEpoch {
 
     /// A transaction ended here, or nothing of interest lies before here.
     pub fn set_boundary(&mut self, position: Position) {
-        self.boundary = StreamPoint { position, seq: self.buffer.next_seq() - 1 };
+        self.boundary = StreamPoint {
+            position,
+            seq: self.buffer.next_seq() - 1,
+        };
     }
 
     /// Notes that the epoch has something worth a commit.
@@ -102,7 +106,11 @@ impl OpenEpoch {
         first: impl FnOnce() -> SnapshotEntry,
     ) -> &mut SnapshotEntry {
         self.touch();
-        self.tables.entry(table.clone()).or_default().snapshot.get_or_insert_with(first)
+        self.tables
+            .entry(table.clone())
+            .or_default()
+            .snapshot
+            .get_or_insert_with(first)
     }
 
     /// Chunks of a copy that are complete.
@@ -118,7 +126,11 @@ impl OpenEpoch {
         entry.chunks.extend(chunks.iter().map(|c| c.id));
         entry.bounds.extend(chunks);
         entry.planned = entry.planned.max(planned);
-        self.tables.entry(table.clone()).or_default().snapshot_files.extend(files);
+        self.tables
+            .entry(table.clone())
+            .or_default()
+            .snapshot_files
+            .extend(files);
     }
 
     /// The table stops with this commit.
@@ -149,11 +161,7 @@ impl OpenEpoch {
     /// leaves the next one open in its place.
     ///
     /// `versions` gives the newest schema version of each table.
-    pub fn seal(
-        &mut self,
-        limit: usize,
-        versions: impl Fn(&TableName) -> u32,
-    ) -> Result<Sealed> {
+    pub fn seal(&mut self, limit: usize, versions: impl Fn(&TableName) -> u32) -> Result<Sealed> {
         if self.boundary.seq != self.buffer.next_seq() - 1 {
             return Err(Error::bug("an epoch was sealed inside a transaction"));
         }
@@ -199,7 +207,9 @@ fn count_operations(batches: &[TableBatch], counts: &mut [u64; Op::ALL.len()]) {
     for batch in batches {
         // `_op` follows the table's columns; its keys are the operations' discriminants.
         let column = batch.rows.column(batch.schema.columns.len());
-        let Some(ops) = column.as_any().downcast_ref::<DictionaryArray<Int8Type>>() else { continue };
+        let Some(ops) = column.as_any().downcast_ref::<DictionaryArray<Int8Type>>() else {
+            continue;
+        };
         for key in ops.keys().values() {
             if let Some(n) = counts.get_mut(*key as usize) {
                 *n += 1;
@@ -266,7 +276,13 @@ impl Sealed {
             log.put_schema(schema).await?;
             crash.reach(crash::SCHEMA_WRITTEN)?;
         }
-        write_all(&mut self.writers, std::mem::take(&mut self.batches), &staging, Some(epoch)).await?;
+        write_all(
+            &mut self.writers,
+            std::mem::take(&mut self.batches),
+            &staging,
+            Some(epoch),
+        )
+        .await?;
         // Every writer uploads in a task of its own; here they are only awaited.
         let finished = futures::future::try_join_all(
             self.writers

@@ -5,6 +5,8 @@
 //! committing one epoch runs beside reading the next. The order of INV-3 is in
 //! [`Pipeline::settle`] and nowhere else.
 
+mod copies;
+
 use crate::crash;
 use crate::epoch::{Committed, OpenEpoch};
 use crate::metrics;
@@ -12,18 +14,18 @@ use crate::recover;
 use crate::snapshot::{self, Base, Copy, Message, Workers};
 use crate::staging::Staging;
 use crate::status::{StreamState, TableStatus};
-use crate::supervise::{Ending, Parts, SnapshotMode, Until};
+use crate::supervise::{Ending, Parts, Until};
 use caudal_model::{
-    Checkpoint, Class, Error, Kind, Op, Position, Result, Severity, TableName, TableProgress, TableSchema,
+    Checkpoint, Class, Error, Kind, Op, Position, Result, TableName, TableProgress, TableSchema,
     TableState,
 };
 use caudal_sinks::SnapshotEntry;
-use caudal_sources::{ChunkReader, Tail, TailEvent, TrackedTable};
+use caudal_sources::{ChunkReader, Tail, TailEvent};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use tokio::time::Instant;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 /// The state of one attempt.
@@ -114,7 +116,9 @@ impl<'p> Pipeline<'p> {
         let mut tasks = JoinSet::new();
         self.spawn_workers(copies, sender, &mut tasks);
         self.spawn_watch(&mut tasks);
-        let outcome = self.pump(&mut epoch, tail.as_mut(), messages, until, shutdown).await;
+        let outcome = self
+            .pump(&mut epoch, tail.as_mut(), messages, until, shutdown)
+            .await;
         tasks.abort_all();
         if let Some(closing) = self.closing.take() {
             closing.abort();
@@ -158,6 +162,7 @@ impl<'p> Pipeline<'p> {
                 }
             }
             self.parts.board.touch();
+            metrics::memory((epoch.buffer.bytes() + tail.staged_bytes()) as u64);
             if until.deadline_passed() && stopping.is_none() {
                 stopping = Some(Ending::DeadlinePassed);
             }
@@ -244,8 +249,10 @@ impl<'p> Pipeline<'p> {
     fn settle(&mut self, done: Committed, tail: &mut dyn Tail) -> Result<()> {
         self.parts.crash.reach(crash::COMMITTED)?;
         let changed = recover::apply(&mut self.state, done.receipt.entry())?;
-        let changed: Vec<TableProgress> =
-            changed.into_iter().map(|at| self.state.tables[at].clone()).collect();
+        let changed: Vec<TableProgress> = changed
+            .into_iter()
+            .map(|at| self.state.tables[at].clone())
+            .collect();
         for schema in &done.schemas {
             self.parts.checkpoints.put_schema(schema)?;
         }
@@ -257,7 +264,8 @@ impl<'p> Pipeline<'p> {
         let files = || done.receipt.entry().tables.iter().flat_map(|t| &t.files);
         self.staging.settled(files().map(|f| f.path.as_str()));
         self.last_commit = Instant::now();
-        self.reached.send_replace(self.state.through.position.clone());
+        self.reached
+            .send_replace(self.state.through.position.clone());
         let bytes = files().map(|f| f.bytes).sum();
         metrics::commit(self.state.epoch, done.took, bytes, files().count() as u64);
         for (op, n) in Op::ALL.into_iter().zip(done.operations) {
@@ -266,7 +274,9 @@ impl<'p> Pipeline<'p> {
         for t in &changed {
             self.parts.board.update_table(TableStatus::from(t));
         }
-        self.parts.board.set_commit(self.state.epoch, self.generation, &self.state.through);
+        self.parts
+            .board
+            .set_commit(self.state.epoch, self.generation, &self.state.through);
         self.publish_state();
         Ok(())
     }
@@ -288,7 +298,10 @@ impl<'p> Pipeline<'p> {
             TailEvent::Schema(schema) => {
                 tracing::info!(table = %schema.table, version = schema.version, "new schema version");
                 let next = schema.columns.iter().map(|c| c.id + 1).max().unwrap_or(1);
-                let ids = self.next_column_ids.entry(schema.table.clone()).or_insert(next);
+                let ids = self
+                    .next_column_ids
+                    .entry(schema.table.clone())
+                    .or_insert(next);
                 *ids = next.max(*ids);
                 self.schemas.insert(schema.table.clone(), schema.clone());
                 epoch.add_schema(schema);
@@ -322,7 +335,12 @@ impl<'p> Pipeline<'p> {
         tail: &mut dyn Tail,
     ) -> Result<()> {
         match message {
-            Message::Chunks { table, chunks, files, planned } => {
+            Message::Chunks {
+                table,
+                chunks,
+                files,
+                planned,
+            } => {
                 if self.failed.contains(&table) {
                     return Ok(());
                 }
@@ -344,8 +362,16 @@ impl<'p> Pipeline<'p> {
                 self.copies.insert(table.clone(), copy);
                 self.awaiting_live.insert(table, live_at);
             }
-            Message::OpenExact { table, reader, reply } => {
-                self.exact_requests.push(ExactRequest { table, reader, reply });
+            Message::OpenExact {
+                table,
+                reader,
+                reply,
+            } => {
+                self.exact_requests.push(ExactRequest {
+                    table,
+                    reader,
+                    reply,
+                });
             }
             Message::TableFailed { table, error } => self.fail_table(&table, &error, epoch, tail),
             Message::Failed(error) => return Err(error),
@@ -380,165 +406,6 @@ impl<'p> Pipeline<'p> {
             tracing::info!(%table, "live");
         }
         Ok(())
-    }
-
-    /// INV-6: while the tail stands between transactions, opens exact reads.
-    async fn open_exact(&mut self, epoch: &mut OpenEpoch, tail: &mut dyn Tail) -> Result<()> {
-        for request in std::mem::take(&mut self.exact_requests) {
-            let ExactRequest { table, mut reader, reply } = request;
-            let Some(schema) = self.schemas.get(&table).cloned() else {
-                return Err(Error::bug(format!("an exact read of {table}, which has no schema")));
-            };
-            let position = epoch.boundary.position.clone();
-            let mark = match reader.open_exact(&schema, &position).await {
-                Ok(mark) => mark,
-                Err(e) => {
-                    // The worker decides; it may be gone.
-                    let _ = reply.send(Err(e));
-                    continue;
-                }
-            };
-            let progress = self.state.tables.iter().find(|t| t.table == table);
-            let number = progress.map_or(0, |p| p.copy) + 1;
-            let seq = snapshot::begin_copy(&mut epoch.buffer, &schema, number, &position);
-            // The rows of a new copy begin at a boundary, which the number above moved.
-            epoch.set_boundary(position.clone());
-            let entry = copy_entry(number, seq, position.clone(), Some(mark.clone()));
-            epoch.snapshot_mut(&table, || entry.clone());
-            self.copies.insert(table.clone(), entry);
-            tail.track(TrackedTable {
-                next_column_id: self.next_column_id(&table),
-                schema,
-                mark: Some(mark),
-                copying: true,
-            });
-            let _ = reply.send(Ok((reader, Base { seq, position })));
-        }
-        Ok(())
-    }
-
-    fn next_column_id(&self, table: &TableName) -> i32 {
-        self.next_column_ids.get(table).copied().unwrap_or(1)
-    }
-
-    /// Finds new tables, gives them a base, and lists the copies that have work left.
-    async fn begin_copies(&mut self, epoch: &mut OpenEpoch) -> Result<Vec<Arc<Copy>>> {
-        let mut found = self.parts.discover().await?;
-        // Those that may not be carried were refused at the start of the process; one that
-        // turned up since waits.
-        found.retain(|t| !t.problems.iter().any(|p| p.severity == Severity::Error));
-        self.add_new_tables(&found, epoch).await?;
-        self.carried = found.iter().map(|t| t.table.clone()).collect();
-        for p in &mut self.state.tables {
-            if !self.carried.contains(&p.table) && p.base_position.is_some() {
-                tracing::warn!(table = %p.table, "is not selected any more, or was dropped: it ends here");
-                epoch.end_table(&p.table);
-                p.base_position = None;
-            }
-        }
-        found.sort_by_key(|t| t.estimated_rows);
-        let mut copies = Vec::new();
-        for t in &found {
-            let Some(at) = self.state.tables.iter().position(|p| p.table == t.table) else { continue };
-            let Some(schema) = self.schemas.get(&t.table).cloned() else { continue };
-            let p = self.state.tables[at].clone();
-            if matches!(p.state, TableState::Live | TableState::Errored) {
-                continue;
-            }
-            self.parts.board.update_table(TableStatus::from(&p));
-            self.parts.board.begin_copy(&t.table, p.snapshot_rows, t.estimated_rows);
-            if let (Some(live_at), Some(base)) = (&p.live_at, &p.base_position) {
-                self.awaiting_live.insert(t.table.clone(), live_at.clone());
-                let mut entry = copy_entry(p.copy, p.base_seq, base.clone(), p.mark.clone());
-                entry.done = true;
-                entry.live_at = Some(live_at.clone());
-                self.copies.insert(t.table.clone(), entry);
-            } else if schema.has_key() {
-                let base = match &p.base_position {
-                    Some(position) => Base { seq: p.base_seq, position: position.clone() },
-                    None => {
-                        let position = epoch.boundary.position.clone();
-                        let copy = p.copy + 1;
-                        let seq = snapshot::begin_copy(&mut epoch.buffer, &schema, copy, &position);
-                        epoch.set_boundary(position.clone());
-                        let entry = copy_entry(copy, seq, position.clone(), None);
-                        epoch.snapshot_mut(&t.table, || entry);
-                        Base { seq, position }
-                    }
-                };
-                let number = p.copy.max(1);
-                let entry = copy_entry(number, base.seq, base.position.clone(), None);
-                self.copies.insert(t.table.clone(), entry);
-                copies.push(Arc::new(Copy::keyed(schema, base, &p)));
-            } else {
-                copies.push(Arc::new(Copy::exact(schema)));
-            }
-        }
-        Ok(copies)
-    }
-
-    /// Tables that the stream does not know yet.
-    async fn add_new_tables(
-        &mut self,
-        found: &[caudal_sources::DiscoveredTable],
-        epoch: &mut OpenEpoch,
-    ) -> Result<()> {
-        let known: HashSet<&TableName> = self.state.tables.iter().map(|t| &t.table).collect();
-        let new: Vec<_> = found.iter().filter(|t| !known.contains(&t.table)).collect();
-        let names: Vec<TableName> = new.iter().map(|t| t.table.clone()).collect();
-        if names.is_empty() {
-            return Ok(());
-        }
-        if self.state.epoch > 1 {
-            self.parts.source.add_tables(&names).await?;
-        }
-        for t in new {
-            let schema = TableSchema::first(
-                t.table.clone(),
-                epoch.buffer.next_seq(),
-                t.columns.clone(),
-                t.key.clone(),
-            );
-            self.next_column_ids.insert(t.table.clone(), t.columns.len() as i32 + 1);
-            let schema = Arc::new(schema);
-            self.schemas.insert(t.table.clone(), schema.clone());
-            epoch.add_schema(schema);
-            self.state.tables.push(TableProgress::pending(t.table.clone()));
-            if self.parts.settings.mode == SnapshotMode::Never {
-                let position = epoch.boundary.position.clone();
-                let mut entry = copy_entry(1, 0, position.clone(), None);
-                entry.done = true;
-                entry.live_at = Some(position.clone());
-                self.copies.insert(t.table.clone(), entry.clone());
-                epoch.snapshot_mut(&t.table, || entry);
-                if let Some(p) = self.state.tables.last_mut() {
-                    p.copy = 1;
-                    p.base_position = Some(position.clone());
-                    p.live_at = Some(position);
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// What the tail carries from the start: everything but tables that wait for an exact read.
-    fn tracked(&self) -> Vec<TrackedTable> {
-        let tables = self.state.tables.iter().filter(|p| match p.state {
-            _ if !self.carried.contains(&p.table) => false,
-            TableState::Errored => false,
-            TableState::Live => true,
-            TableState::Pending | TableState::Snapshotting => {
-                p.live_at.is_some() || self.schemas.get(&p.table).is_some_and(|s| s.has_key())
-            }
-        });
-        tables
-            .filter_map(|p| {
-                let schema = self.schemas.get(&p.table)?.clone();
-                let next_column_id = self.next_column_id(&p.table);
-                let copying = p.state != TableState::Live;
-                Some(TrackedTable { schema, next_column_id, mark: p.mark.clone(), copying })
-            })
-            .collect()
     }
 
     fn spawn_workers(
@@ -578,6 +445,7 @@ impl<'p> Pipeline<'p> {
         let (staging, log) = (self.staging.clone(), self.parts.log.clone());
         tasks.spawn(async move {
             let mut caught_up_at = Instant::now();
+            let mut coerced: HashMap<&'static str, u64> = HashMap::new();
             loop {
                 let asked = Instant::now();
                 let at = reached.borrow().clone();
@@ -597,6 +465,11 @@ impl<'p> Pipeline<'p> {
                     }
                     Err(error) => tracing::debug!(%error, "the lag cannot be read now"),
                 }
+                for (reason, total) in source.coerced() {
+                    let seen = coerced.entry(reason).or_insert(0);
+                    metrics::coerced(reason, total.saturating_sub(*seen));
+                    *seen = total;
+                }
                 let old = staging.expired();
                 if !old.is_empty() {
                     let keys: Vec<String> = old.iter().map(|p| log.layout().key(p)).collect();
@@ -614,7 +487,9 @@ impl<'p> Pipeline<'p> {
         for t in &self.state.tables {
             self.parts.board.update_table(TableStatus::from(t));
         }
-        self.parts.board.set_commit(self.state.epoch, self.generation, &self.state.through);
+        self.parts
+            .board
+            .set_commit(self.state.epoch, self.generation, &self.state.through);
         self.publish_state();
     }
 
@@ -629,31 +504,27 @@ impl<'p> Pipeline<'p> {
         } else {
             StreamState::Running
         });
-        for state in [TableState::Pending, TableState::Snapshotting, TableState::Live, TableState::Errored]
-        {
-            let n = self.state.tables.iter().filter(|t| t.state == state).count();
+        for state in [
+            TableState::Pending,
+            TableState::Snapshotting,
+            TableState::Live,
+            TableState::Errored,
+        ] {
+            let n = self
+                .state
+                .tables
+                .iter()
+                .filter(|t| t.state == state)
+                .count();
             metrics::tables(state, n);
         }
     }
 }
 
-fn copy_entry(copy: u32, base_seq: i64, base_position: Position, mark: Option<String>) -> SnapshotEntry {
-    SnapshotEntry {
-        chunks: Vec::new(),
-        done: false,
-        copy,
-        base_seq,
-        base_position,
-        bounds: Vec::new(),
-        planned: 0,
-        mark,
-        live_at: None,
-        live: false,
-    }
-}
-
 async fn join(closing: &mut Option<JoinHandle<Result<Committed>>>) -> Result<Committed> {
-    let Some(handle) = closing else { return std::future::pending().await };
+    let Some(handle) = closing else {
+        return std::future::pending().await;
+    };
     let done = handle.await;
     *closing = None;
     match done {

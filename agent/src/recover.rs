@@ -55,13 +55,20 @@ pub fn plan_resume(
         Some(e) if e.generation == checkpoint.generation && e.through == checkpoint.through => {
             Ok(Resume::Checkpoint(Box::new(checkpoint)))
         }
-        _ => Ok(Resume::Rebuild("the checkpoint does not agree with the lake's log")),
+        _ => Ok(Resume::Rebuild(
+            "the checkpoint does not agree with the lake's log",
+        )),
     }
 }
 
 /// The state before the first commit.
 pub fn genesis(through: StreamPoint) -> Checkpoint {
-    Checkpoint { epoch: 0, generation: 0, through, tables: Vec::new() }
+    Checkpoint {
+        epoch: 0,
+        generation: 0,
+        through,
+        tables: Vec::new(),
+    }
 }
 
 /// The state that an entry with `state` stands for: where a rebuild starts.
@@ -79,7 +86,11 @@ pub fn from_state(entry: &LogEntry) -> Option<Checkpoint> {
 /// Errors: [`Kind::Corrupt`] if the entry does not follow the state (INV-2).
 pub fn apply(state: &mut Checkpoint, entry: &LogEntry) -> Result<Vec<usize>> {
     let gap = |what: String| {
-        Err(Error::fatal(Kind::Corrupt, format!("commit {} of the log {what}", entry.epoch)).hint(
+        Err(Error::fatal(
+            Kind::Corrupt,
+            format!("commit {} of the log {what}", entry.epoch),
+        )
+        .hint(
             "the log was changed by something else than caudal; restore the missing or changed \
              file under _log/ from the bucket's versions",
         ))
@@ -88,7 +99,10 @@ pub fn apply(state: &mut Checkpoint, entry: &LogEntry) -> Result<Vec<usize>> {
         return gap(format!("follows commit {}", state.epoch));
     }
     if entry.generation < state.generation {
-        return gap(format!("has generation {} after {}", entry.generation, state.generation));
+        return gap(format!(
+            "has generation {} after {}",
+            entry.generation, state.generation
+        ));
     }
     if entry.kind != EntryKind::Rewind && entry.after != state.through && state.epoch > 0 {
         return gap("does not begin where its predecessor ends".to_owned());
@@ -104,7 +118,9 @@ pub fn apply(state: &mut Checkpoint, entry: &LogEntry) -> Result<Vec<usize>> {
         let at = match state.tables.iter().position(|p| p.table == table.table) {
             Some(at) => at,
             None => {
-                state.tables.push(TableProgress::pending(table.table.clone()));
+                state
+                    .tables
+                    .push(TableProgress::pending(table.table.clone()));
                 state.tables.len() - 1
             }
         };
@@ -175,7 +191,10 @@ mod tests {
     use caudal_sinks::FileEntry;
 
     fn point(position: &str, seq: i64) -> StreamPoint {
-        StreamPoint { position: Position::new(position), seq }
+        StreamPoint {
+            position: Position::new(position),
+            seq,
+        }
     }
 
     fn entry(epoch: u64, generation: u64, after: StreamPoint, through: StreamPoint) -> LogEntry {
@@ -199,25 +218,59 @@ mod tests {
     fn inv_1_a_checkpoint_is_used_only_where_it_agrees_with_the_log() {
         let e1 = entry(1, 1, point("a", 0), point("a", 0));
         let e2 = entry(2, 1, point("a", 0), point("b", 5));
-        let good = Checkpoint { epoch: 1, generation: 1, through: point("a", 0), tables: vec![] };
+        let good = Checkpoint {
+            epoch: 1,
+            generation: 1,
+            through: point("a", 0),
+            tables: vec![],
+        };
         let resume = plan_resume(Some(&e2), Some(good.clone()), Some(&e1)).unwrap();
         assert_eq!(resume, Resume::Checkpoint(Box::new(good.clone())));
-        let other = Checkpoint { generation: 2, ..good.clone() };
-        assert!(matches!(plan_resume(Some(&e2), Some(other), Some(&e1)), Ok(Resume::Rebuild(_))));
-        let ahead = Checkpoint { epoch: 9, ..good.clone() };
-        assert!(matches!(plan_resume(Some(&e2), Some(ahead), None), Ok(Resume::Rebuild(_))));
-        assert!(matches!(plan_resume(Some(&e2), None, None), Ok(Resume::Rebuild(_))));
+        let other = Checkpoint {
+            generation: 2,
+            ..good.clone()
+        };
+        assert!(matches!(
+            plan_resume(Some(&e2), Some(other), Some(&e1)),
+            Ok(Resume::Rebuild(_))
+        ));
+        let ahead = Checkpoint {
+            epoch: 9,
+            ..good.clone()
+        };
+        assert!(matches!(
+            plan_resume(Some(&e2), Some(ahead), None),
+            Ok(Resume::Rebuild(_))
+        ));
+        assert!(matches!(
+            plan_resume(Some(&e2), None, None),
+            Ok(Resume::Rebuild(_))
+        ));
         assert_eq!(plan_resume(None, None, None).unwrap(), Resume::Fresh);
-        assert_eq!(plan_resume(None, Some(good), None).unwrap_err().kind(), Kind::Corrupt);
+        assert_eq!(
+            plan_resume(None, Some(good), None).unwrap_err().kind(),
+            Kind::Corrupt
+        );
     }
 
     #[test]
     fn inv_2_a_gap_is_fatal() {
-        let mut s = Checkpoint { epoch: 1, generation: 1, through: point("a", 3), tables: vec![] };
+        let mut s = Checkpoint {
+            epoch: 1,
+            generation: 1,
+            through: point("a", 3),
+            tables: vec![],
+        };
         let gap = entry(3, 1, point("a", 3), point("b", 4));
-        assert_eq!(apply(&mut s.clone(), &gap).unwrap_err().kind(), Kind::Corrupt);
+        assert_eq!(
+            apply(&mut s.clone(), &gap).unwrap_err().kind(),
+            Kind::Corrupt
+        );
         let torn = entry(2, 1, point("a", 2), point("b", 4));
-        assert_eq!(apply(&mut s.clone(), &torn).unwrap_err().kind(), Kind::Corrupt);
+        assert_eq!(
+            apply(&mut s.clone(), &torn).unwrap_err().kind(),
+            Kind::Corrupt
+        );
         apply(&mut s, &entry(2, 1, point("a", 3), point("b", 4))).unwrap();
         assert_eq!((s.epoch, s.through), (2, point("b", 4)));
     }
@@ -232,7 +285,14 @@ mod tests {
             copy,
             base_seq: i64::from(copy),
             base_position: Position::new("a"),
-            bounds: ids.iter().map(|id| Chunk { id: *id, after: None, through: None }).collect(),
+            bounds: ids
+                .iter()
+                .map(|id| Chunk {
+                    id: *id,
+                    after: None,
+                    through: None,
+                })
+                .collect(),
             planned: 3,
             mark: None,
             live_at: done.then(|| Position::new("z")),
@@ -260,13 +320,25 @@ mod tests {
             s.tables[0].clone()
         };
         let p = commit(Some(snapshot(1, &[2], false, false)), vec![file(1)]);
-        assert_eq!((p.state, p.chunks.len(), p.snapshot_rows), (TableState::Snapshotting, 1, 10));
-        let p = commit(Some(snapshot(1, &[1, 3], true, false)), vec![file(1), file(7)]);
+        assert_eq!(
+            (p.state, p.chunks.len(), p.snapshot_rows),
+            (TableState::Snapshotting, 1, 10)
+        );
+        let p = commit(
+            Some(snapshot(1, &[1, 3], true, false)),
+            vec![file(1), file(7)],
+        );
         assert_eq!((p.chunks.len(), p.snapshot_rows, p.rows), (3, 20, 30));
         assert_eq!(p.live_at, Some(Position::new("z")));
         let p = commit(Some(snapshot(1, &[], true, true)), vec![]);
-        assert_eq!((p.state, p.chunks_total, p.live_at), (TableState::Live, 3, None));
+        assert_eq!(
+            (p.state, p.chunks_total, p.live_at),
+            (TableState::Live, 3, None)
+        );
         let p = commit(Some(snapshot(2, &[], false, false)), vec![]);
-        assert_eq!((p.state, p.copy, p.chunks.len()), (TableState::Snapshotting, 2, 0));
+        assert_eq!(
+            (p.state, p.copy, p.chunks.len()),
+            (TableState::Snapshotting, 2, 0)
+        );
     }
 }

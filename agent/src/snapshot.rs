@@ -15,16 +15,16 @@ use crate::crash::{self, CrashPoints};
 use crate::staging::Staging;
 use crate::status::StatusBoard;
 use caudal_model::{
-    ChangeBuffer, Chunk, Class, Error, Op, Position, Result, TableName, TableProgress,
-    TableSchema, TransactionMeta,
+    ChangeBuffer, Chunk, Class, Error, Op, Position, Result, TableName, TableProgress, TableSchema,
+    TransactionMeta,
 };
 use caudal_sinks::{FileEntry, FileWriter};
 use caudal_sources::{ChunkEvent, ChunkReader, Source};
 use std::collections::VecDeque;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
-use tokio::time::Instant;
 use tokio::sync::{Mutex, OnceCell, mpsc, oneshot};
+use tokio::time::Instant;
 
 /// What workers tell the pipeline.
 pub enum Message {
@@ -145,7 +145,11 @@ impl Planner {
         for c in &chunks {
             let (id, through) = before.map_or((1, None), |b| (b.id + 1, b.through.clone()));
             if through != c.after {
-                gaps.push_back(Chunk { id, after: through, through: c.after.clone() });
+                gaps.push_back(Chunk {
+                    id,
+                    after: through,
+                    through: c.after.clone(),
+                });
             }
             before = Some(c);
         }
@@ -169,7 +173,10 @@ pub struct Limiter {
 impl Limiter {
     /// 0 means no limit.
     pub fn new(rows_per_second: u64) -> Self {
-        Limiter { rows_per_second, free_at: Mutex::new(Instant::now()) }
+        Limiter {
+            rows_per_second,
+            free_at: Mutex::new(Instant::now()),
+        }
     }
 
     async fn spend(&self, rows: u64) {
@@ -230,7 +237,10 @@ impl Workers {
     pub async fn work(self: Arc<Self>) {
         if let Err(e) = self.work_until_done().await {
             // The pipeline may be gone already; then nobody wants to know.
-            let _ = self.messages.send(Message::Failed(e.context("snapshot"))).await;
+            let _ = self
+                .messages
+                .send(Message::Failed(e.context("snapshot")))
+                .await;
         }
     }
 
@@ -271,7 +281,9 @@ impl Workers {
             // Another worker's chunk may yet come back as a gap.
             return Ok(self.wait_for_others().await);
         };
-        if file.as_ref().is_some_and(|f| !Arc::ptr_eq(&f.copy, &job.copy))
+        if file
+            .as_ref()
+            .is_some_and(|f| !Arc::ptr_eq(&f.copy, &job.copy))
             && let Some(f) = file.take()
             && let Err(stop) = self.report(f).await
         {
@@ -316,7 +328,10 @@ impl Workers {
     }
 
     /// The next chunk of the first table that has one, planned if need be.
-    async fn next_job(&self, reader: &mut Option<Box<dyn ChunkReader>>) -> Result<Option<Job>, Stop> {
+    async fn next_job(
+        &self,
+        reader: &mut Option<Box<dyn ChunkReader>>,
+    ) -> Result<Option<Job>, Stop> {
         for copy in &self.copies {
             let mut p = copy.planner.lock().await;
             if p.over {
@@ -330,13 +345,18 @@ impl Workers {
                             return Err(Stop::Retry(e));
                         }
                         p.over = true;
-                        self.send(Message::TableFailed { table: copy.schema.table.clone(), error: e })
-                            .await?;
+                        self.send(Message::TableFailed {
+                            table: copy.schema.table.clone(),
+                            error: e,
+                        })
+                        .await?;
                         continue;
                     }
                     return Err(stop);
                 }
-                let Some(r) = reader.as_mut() else { return Err(Stop::Gone) };
+                let Some(r) = reader.as_mut() else {
+                    return Err(Stop::Gone);
+                };
                 match r.plan(&copy.schema, p.cursor.as_ref()).await {
                     Ok(Some(c)) => {
                         p.exhausted = c.through.is_none();
@@ -347,8 +367,11 @@ impl Workers {
                     Ok(None) => p.exhausted = true,
                     Err(e) if e.class() == Class::Data => {
                         p.over = true;
-                        self.send(Message::TableFailed { table: copy.schema.table.clone(), error: e })
-                            .await?;
+                        self.send(Message::TableFailed {
+                            table: copy.schema.table.clone(),
+                            error: e,
+                        })
+                        .await?;
                         continue;
                     }
                     // The exact read ended with its connection: only a new copy is exact again.
@@ -362,7 +385,10 @@ impl Workers {
             if let Some(chunk) = chunk {
                 p.in_flight += 1;
                 drop(p);
-                let job = Job { copy: copy.clone(), chunk };
+                let job = Job {
+                    copy: copy.clone(),
+                    chunk,
+                };
                 // A gap's copy began in an earlier run; its base is as visible as any.
                 return match self.begin_copy(copy, reader).await {
                     Ok(()) => Ok(Some(job)),
@@ -388,7 +414,12 @@ impl Workers {
                 };
                 let (reply, answer) = oneshot::channel();
                 let table = copy.schema.table.clone();
-                self.send(Message::OpenExact { table, reader: taken, reply }).await?;
+                self.send(Message::OpenExact {
+                    table,
+                    reader: taken,
+                    reply,
+                })
+                .await?;
                 match answer.await.map_err(|_| Stop::Gone)? {
                     Ok((r, base)) => {
                         *reader = Some(r);
@@ -404,7 +435,9 @@ impl Workers {
                 }
             }
         }
-        let (Some(base), Some(r)) = (copy.base.get(), reader.as_mut()) else { return Err(Stop::Gone) };
+        let (Some(base), Some(r)) = (copy.base.get(), reader.as_mut()) else {
+            return Err(Stop::Gone);
+        };
         if copy.schema.has_key() {
             copy.visible
                 .get_or_try_init(|| r.await_visible(&copy.schema.table, &base.position))
@@ -472,7 +505,12 @@ impl Workers {
         let mut p = f.copy.planner.lock().await;
         let table = f.copy.schema.table.clone();
         let count = f.chunks.len() as u32;
-        let message = Message::Chunks { table, chunks: f.chunks, files: f.files, planned: p.planned };
+        let message = Message::Chunks {
+            table,
+            chunks: f.chunks,
+            files: f.files,
+            planned: p.planned,
+        };
         self.send(message).await?;
         p.in_flight = p.in_flight.saturating_sub(count);
         self.finish_copy(&f.copy, &mut p).await
@@ -485,7 +523,11 @@ impl Workers {
         }
         let live_at = self.source.current_position().await?;
         p.over = true;
-        self.send(Message::Done { table: copy.schema.table.clone(), live_at }).await
+        self.send(Message::Done {
+            table: copy.schema.table.clone(),
+            live_at,
+        })
+        .await
     }
 
     /// Puts a lost file's chunks back.
@@ -512,7 +554,11 @@ impl Workers {
 
     async fn fail_table(&self, copy: &Copy, error: Error) -> Result<(), Stop> {
         copy.planner.lock().await.over = true;
-        self.send(Message::TableFailed { table: copy.schema.table.clone(), error }).await
+        self.send(Message::TableFailed {
+            table: copy.schema.table.clone(),
+            error,
+        })
+        .await
     }
 
     async fn nothing_left(&self, copy: &Copy) -> bool {
@@ -579,7 +625,10 @@ pub fn begin_copy(
         return buffer.reserve(1);
     }
     let slot = buffer.slot(schema);
-    buffer.begin(TransactionMeta { committed_at_us: now_us(), position: position.as_str().into() });
+    buffer.begin(TransactionMeta {
+        committed_at_us: now_us(),
+        position: position.as_str().into(),
+    });
     buffer.row(slot, Op::Truncate).finish()
 }
 
@@ -589,7 +638,11 @@ mod tests {
 
     fn chunk(id: u32, after: Option<&str>, through: Option<&str>) -> Chunk {
         let bound = |b: Option<&str>| b.map(|b| vec![b.to_owned()]);
-        Chunk { id, after: bound(after), through: bound(through) }
+        Chunk {
+            id,
+            after: bound(after),
+            through: bound(through),
+        }
     }
 
     #[test]

@@ -39,8 +39,19 @@ const AFTERMATH: Duration = Duration::from_secs(300);
 impl Staging {
     /// For one generation, whose first epoch is `epoch`.
     pub fn new(log: Arc<CommitLog>, generation: u64, epoch: u64, options: WriterOptions) -> Self {
-        let inner = Inner { epoch, greatest: epoch, next: 0, open: BTreeMap::new(), garbage: BTreeMap::new() };
-        Staging { generation, log, options, inner: Mutex::new(inner) }
+        let inner = Inner {
+            epoch,
+            greatest: epoch,
+            next: 0,
+            open: BTreeMap::new(),
+            garbage: BTreeMap::new(),
+        };
+        Staging {
+            generation,
+            log,
+            options,
+            inner: Mutex::new(inner),
+        }
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
@@ -66,7 +77,11 @@ impl Staging {
         let (id, path) = {
             let mut inner = self.inner();
             let epoch = epoch.unwrap_or(inner.epoch);
-            let id = FileId { epoch, generation: self.generation, n: inner.next };
+            let id = FileId {
+                epoch,
+                generation: self.generation,
+                n: inner.next,
+            };
             inner.next += 1;
             let partition = self.options.partition.at(chrono::Utc::now());
             let path = Layout::change_file(&schema.table, &partition, id);
@@ -75,7 +90,16 @@ impl Staging {
         };
         let (store, layout) = (self.log.store(), self.log.layout());
         let stream = self.log.stream();
-        FileWriter::create(store, layout, path, stream, schema.clone(), id, &self.options).await
+        FileWriter::create(
+            store,
+            layout,
+            path,
+            stream,
+            schema.clone(),
+            id,
+            &self.options,
+        )
+        .await
     }
 
     /// These files are committed, or gone.
@@ -98,7 +122,10 @@ impl Staging {
     /// Files of failed attempts that can be deleted for good.
     pub fn expired(&self) -> Vec<String> {
         let inner = self.inner();
-        let old = inner.garbage.iter().filter(|(_, at)| at.elapsed() >= AFTERMATH);
+        let old = inner
+            .garbage
+            .iter()
+            .filter(|(_, at)| at.elapsed() >= AFTERMATH);
         old.map(|(p, _)| p.clone()).collect()
     }
 
@@ -109,6 +136,11 @@ impl Staging {
 
     /// The least epoch in the name of a file that is not settled, at most `epoch`.
     pub fn staged_from(&self, epoch: u64) -> u64 {
-        self.inner().open.values().copied().min().map_or(epoch, |e| e.min(epoch))
+        self.inner()
+            .open
+            .values()
+            .copied()
+            .min()
+            .map_or(epoch, |e| e.min(epoch))
     }
 }

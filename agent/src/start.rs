@@ -5,7 +5,7 @@ use crate::crash::CrashPoints;
 use crate::status::StatusBoard;
 use crate::supervise::{self, Goal, Outcome, Parts, Settings, SnapshotMode};
 use caudal_checkpoints::RocksStore;
-use caudal_model::{Error, Kind, Result};
+use caudal_model::{Error, Kind, Result, Selection, TableName};
 use caudal_sinks::{Codec, CommitLog, PartitionBy, Store, WriterOptions};
 use caudal_sources::Source;
 use caudal_sources::mysql::{Flavor, MysqlSource};
@@ -84,17 +84,28 @@ pub async fn run(
     board: StatusBoard,
     shutdown: CancellationToken,
 ) -> Result<Outcome> {
+    let mut parts = parts(config, board).await?;
+    parts.crash = CrashPoints::from_env();
+    supervise::run(parts, goal, &shutdown).await
+}
+
+/// Has the matching tables copied again by the next run; returns their names.
+pub async fn resnapshot(config: &Config, tables: &Selection) -> Result<Vec<TableName>> {
+    let board = StatusBoard::new(&config.stream.name, config.source.kind.label());
+    supervise::resnapshot(parts(config, board).await?, tables).await
+}
+
+async fn parts(config: &Config, board: StatusBoard) -> Result<Parts> {
     // First of all, because it is what keeps a second agent off this state directory.
     let opened = RocksStore::open(&config.stream.state_dir, &config.stream.name)?;
     let source = source(config)?;
     let store = store(config).await?;
-    let parts = Parts {
+    Ok(Parts {
         log: Arc::new(log(config, &store)),
         source,
         checkpoints: Box::new(opened.store),
         settings: settings(config),
         board,
-        crash: CrashPoints::from_env(),
-    };
-    supervise::run(parts, goal, &shutdown).await
+        crash: CrashPoints::none(),
+    })
 }

@@ -19,10 +19,10 @@ use crate::status::{StatusBoard, StreamState};
 use backon::{BackoffBuilder, ExponentialBuilder};
 use caudal_checkpoints::CheckpointStore;
 use caudal_model::{
-    Checkpoint, Class, Error, Kind, Position, Result, Severity, StreamPoint, TableName, TableSchema,
-    TableState,
+    Checkpoint, Class, Error, Kind, Position, Result, Selection, Severity, StreamPoint, TableName,
+    TableSchema, TableState,
 };
-use caudal_sinks::{CommitLog, FileId, Layout, LogEntry, WriterOptions};
+use caudal_sinks::{CommitLog, EntryKind, FileId, Layout, LogEntry, TableEntry, WriterOptions};
 use caudal_sources::{DiscoveredTable, Source};
 use futures::{StreamExt, TryStreamExt};
 use std::collections::{HashMap, HashSet};
@@ -212,6 +212,70 @@ pub async fn run(mut parts: Parts, goal: &Goal, shutdown: &CancellationToken) ->
     }
 }
 
+/// Takes the stream over for one commit that ends the matching tables, so that the next
+/// run copies them again. If none is left, nothing binds the stream to its old position,
+/// and it goes on from where the source's log is now: the way out of a lost position.
+///
+/// Errors: [`Kind::Config`] if no table of the stream matches.
+pub async fn resnapshot(mut parts: Parts, tables: &Selection) -> Result<Vec<TableName>> {
+    let (state, head) = recover_state(&mut parts).await?;
+    let known = state
+        .as_ref()
+        .map(|s| s.tables.as_slice())
+        .unwrap_or_default();
+    let chosen: Vec<TableName> = known
+        .iter()
+        .map(|t| &t.table)
+        .filter(|t| tables.matches(t))
+        .cloned()
+        .collect();
+    if chosen.is_empty() {
+        return Err(
+            Error::fatal(Kind::Config, "no table of the stream has such a name")
+                .hint("`caudal status` lists the stream's tables"),
+        );
+    }
+    let everything = chosen.len() == known.len();
+    let mut run = Run {
+        until: Until::default(),
+        until_caught_up: false,
+        staging: None,
+        cleaning: None,
+    };
+    let (mut state, staging, generation) = run.take_over(&mut parts, state, head).await?;
+    let mut through = state.through.clone();
+    if everything {
+        through.position = parts.source.prepare(&chosen).await?;
+    }
+    let entries = chosen.iter().map(|t| TableEntry {
+        table: t.clone(),
+        schema_version: state
+            .tables
+            .iter()
+            .find(|p| p.table == *t)
+            .map_or(1, |p| p.schema_version),
+        snapshot: None,
+        files: Vec::new(),
+        error: None,
+        ended: true,
+    });
+    let epoch = state.epoch + 1;
+    let entry = parts.log.entry(
+        epoch,
+        generation,
+        EntryKind::Append,
+        state.through.clone(),
+        through,
+        entries.collect(),
+        staging.staged_from(epoch),
+    );
+    let receipt = parts.log.commit(entry).await?;
+    recover::apply(&mut state, receipt.entry())?;
+    parts.checkpoints.replace(&state)?;
+    run.finish_cleaning().await;
+    Ok(chosen)
+}
+
 async fn sleep_until(deadline: Option<Instant>) {
     match deadline {
         Some(d) => tokio::time::sleep_until(d).await,
@@ -258,12 +322,18 @@ impl Run {
             Some((staging, generation)) => {
                 self.refuse_foreign(&head, *generation)?;
                 self.delete_own_garbage(parts, staging, &head).await;
-                (state.ok_or_else(|| lost_log(&parts.log))?, staging.clone(), *generation)
+                (
+                    state.ok_or_else(|| lost_log(&parts.log))?,
+                    staging.clone(),
+                    *generation,
+                )
             }
             None => self.take_over(parts, state, head).await?,
         };
         let recovered = load_schemas(parts, state).await?;
-        Pipeline::new(parts, staging, generation, recovered).run(&self.until, shutdown).await
+        Pipeline::new(parts, staging, generation, recovered)
+            .run(&self.until, shutdown)
+            .await
     }
 
     /// Takes a new generation, and has what older ones left behind removed.
@@ -274,8 +344,15 @@ impl Run {
         head: Option<LogEntry>,
     ) -> Result<(Checkpoint, Arc<Staging>, u64)> {
         let found = parts.discover().await?;
-        let known = state.as_ref().map(|s| s.tables.as_slice()).unwrap_or_default();
-        refuse_problems(found.iter().filter(|t| !known.iter().any(|k| k.table == t.table)))?;
+        let known = state
+            .as_ref()
+            .map(|s| s.tables.as_slice())
+            .unwrap_or_default();
+        refuse_problems(
+            found
+                .iter()
+                .filter(|t| !known.iter().any(|k| k.table == t.table)),
+        )?;
         let state = match state {
             Some(state) => state,
             None => {
@@ -306,7 +383,12 @@ impl Run {
         state.generation = generation;
         parts.checkpoints.replace(&state)?;
         remove_uncommitted_schemas(&parts.log, &state, &found).await?;
-        let staging = Staging::new(parts.log.clone(), generation, fence.epoch() + 1, parts.settings.files.clone());
+        let staging = Staging::new(
+            parts.log.clone(),
+            generation,
+            fence.epoch() + 1,
+            parts.settings.files.clone(),
+        );
         let staging = Arc::new(staging);
         self.staging = Some((staging.clone(), generation));
         if head.is_some() {
@@ -319,7 +401,9 @@ impl Run {
                         "removed what an earlier agent had not committed"
                     ),
                     Ok(_) => {}
-                    Err(error) => tracing::warn!(%error, "files of an earlier agent were not removed; the next start tries again"),
+                    Err(error) => {
+                        tracing::warn!(%error, "files of an earlier agent were not removed; the next start tries again")
+                    }
                 }
             }));
         }
@@ -330,7 +414,10 @@ impl Run {
         match head {
             Some(h) if h.generation > generation => Err(Error::fatal(
                 Kind::Fenced,
-                format!("generation {} has taken the stream over; this agent had {generation}", h.generation),
+                format!(
+                    "generation {} has taken the stream over; this agent had {generation}",
+                    h.generation
+                ),
             )),
             _ => Ok(()),
         }
@@ -339,7 +426,9 @@ impl Run {
     /// The new owner has removed what it found when it took over; what this agent
     /// uploaded since is its own to remove.
     async fn leave_nothing(&self, parts: &Parts) {
-        let Some((staging, _)) = &self.staging else { return };
+        let Some((staging, _)) = &self.staging else {
+            return;
+        };
         match parts.log.head(None).await {
             Ok(head) => self.delete_own_garbage(parts, staging, &head).await,
             Err(error) => tracing::warn!(%error, "uncommitted files were not removed"),
@@ -370,7 +459,11 @@ impl Run {
     ) -> Result<()> {
         let Some(head) = head else { return Ok(()) };
         let mut garbage: HashSet<&str> = paths.iter().map(String::as_str).collect();
-        let oldest = paths.iter().filter_map(|p| FileId::parse(p)).map(|id| id.epoch).min();
+        let oldest = paths
+            .iter()
+            .filter_map(|p| FileId::parse(p))
+            .map(|id| id.epoch)
+            .min();
         for epoch in oldest.unwrap_or(head.epoch)..=head.epoch {
             if let Some(entry) = parts.log.read(epoch).await? {
                 for f in entry.tables.iter().flat_map(|t| &t.files) {
@@ -401,7 +494,10 @@ impl Run {
         }
         parts.board.set_state(StreamState::Stopped);
         let report = parts.board.report();
-        let errored = report.tables.iter().filter(|t| t.state == TableState::Errored);
+        let errored = report
+            .tables
+            .iter()
+            .filter(|t| t.state == TableState::Errored);
         Ok(Outcome {
             ending,
             epoch: report.epoch,
@@ -448,7 +544,11 @@ fn refuse_problems<'t>(found: impl Iterator<Item = &'t DiscoveredTable>) -> Resu
         .filter(|(_, p)| p.severity == Severity::Error)
         .map(|(t, p)| {
             let subject = p.subject.clone().unwrap_or_else(|| t.table.to_string());
-            let mend = p.mend.as_ref().map(|m| format!(" — {m}")).unwrap_or_default();
+            let mend = p
+                .mend
+                .as_ref()
+                .map(|m| format!(" — {m}"))
+                .unwrap_or_default();
             format!("{subject}: {}{mend}", p.reason)
         })
         .collect();
@@ -479,12 +579,17 @@ async fn recover_state(parts: &mut Parts) -> Result<(Option<Checkpoint>, Option<
             rebuild(parts, head.as_ref()).await?
         }
     };
-    let Some(head) = head else { return Ok((None, None)) };
+    let Some(head) = head else {
+        return Ok((None, None));
+    };
     let mut changed = false;
     while state.epoch < head.epoch {
         let next = state.epoch + 1;
         let entry = parts.log.read(next).await?.ok_or_else(|| {
-            Error::fatal(Kind::Corrupt, format!("commit {next} of the log is missing"))
+            Error::fatal(
+                Kind::Corrupt,
+                format!("commit {next} of the log is missing"),
+            )
         })?;
         recover::apply(&mut state, &entry)?;
         changed = true;
@@ -501,7 +606,10 @@ async fn rebuild(parts: &mut Parts, head: Option<&LogEntry>) -> Result<Checkpoin
     let mut entries = Vec::new();
     let mut state = loop {
         let Some(entry) = parts.log.read(epoch).await? else {
-            return Err(Error::fatal(Kind::Corrupt, format!("commit {epoch} of the log is missing")));
+            return Err(Error::fatal(
+                Kind::Corrupt,
+                format!("commit {epoch} of the log is missing"),
+            ));
         };
         if let Some(state) = recover::from_state(&entry) {
             break state;
@@ -530,25 +638,41 @@ async fn load_schemas(parts: &mut Parts, state: Checkpoint) -> Result<Recovered>
     for p in &state.tables {
         let mut next_id = 1;
         for version in 1..=p.schema_version {
-            let schema = match local.remove(&(p.table.clone(), version)) {
-                Some(s) => s,
-                None => {
-                    let s = parts.log.read_schema(&p.table, version).await?.ok_or_else(|| {
-                        Error::fatal(
-                            Kind::Corrupt,
-                            format!("schema version {version} of {} is missing from the lake", p.table),
-                        )
-                    })?;
-                    parts.checkpoints.put_schema(&s)?;
-                    s
-                }
-            };
-            next_id = schema.columns.iter().map(|c| c.id + 1).max().unwrap_or(1).max(next_id);
+            let schema =
+                match local.remove(&(p.table.clone(), version)) {
+                    Some(s) => s,
+                    None => {
+                        let s = parts.log.read_schema(&p.table, version).await?.ok_or_else(
+                            || {
+                                Error::fatal(
+                                    Kind::Corrupt,
+                                    format!(
+                                        "schema version {version} of {} is missing from the lake",
+                                        p.table
+                                    ),
+                                )
+                            },
+                        )?;
+                        parts.checkpoints.put_schema(&s)?;
+                        s
+                    }
+                };
+            next_id = schema
+                .columns
+                .iter()
+                .map(|c| c.id + 1)
+                .max()
+                .unwrap_or(1)
+                .max(next_id);
             if version == p.schema_version {
                 schemas.insert(p.table.clone(), Arc::new(schema));
             }
         }
         next_column_ids.insert(p.table.clone(), next_id);
     }
-    Ok(Recovered { state, schemas, next_column_ids })
+    Ok(Recovered {
+        state,
+        schemas,
+        next_column_ids,
+    })
 }

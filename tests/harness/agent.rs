@@ -51,7 +51,9 @@ impl Config {
 
     /// A value as text, empty if it is not set.
     pub fn get(&self, key: &str) -> String {
-        let value = key.split_once('.').and_then(|(s, k)| self.table.get(s)?.get(k));
+        let value = key
+            .split_once('.')
+            .and_then(|(s, k)| self.table.get(s)?.get(k));
         match value {
             Some(toml::Value::String(text)) => text.clone(),
             Some(other) => other.to_string(),
@@ -67,8 +69,9 @@ impl Config {
             .entry("tables")
             .or_insert_with(|| toml::Value::Table(toml::Table::new()));
         if let toml::Value::Table(tables) = tables {
-            let list =
-                tables.entry("override").or_insert_with(|| toml::Value::Array(Vec::new()));
+            let list = tables
+                .entry("override")
+                .or_insert_with(|| toml::Value::Array(Vec::new()));
             if let toml::Value::Array(list) = list {
                 list.push(toml::Value::Table(entry));
             }
@@ -138,11 +141,19 @@ impl Outcome {
         if self.code == Some(code) {
             return Ok(self);
         }
-        bail!("exit code {:?} instead of {code}\n{}", self.code, self.describe())
+        bail!(
+            "exit code {:?} instead of {code}\n{}",
+            self.code,
+            self.describe()
+        )
     }
 
     fn describe(&self) -> String {
-        format!("--- stdout\n{}\n--- log\n{}", tail(&self.stdout, 40), tail(&self.stderr, 60))
+        format!(
+            "--- stdout\n{}\n--- log\n{}",
+            tail(&self.stdout, 40),
+            tail(&self.stderr, 60)
+        )
     }
 }
 
@@ -159,7 +170,12 @@ pub fn binary() -> Result<PathBuf> {
     }
     let this = std::env::current_exe()?;
     // …/release/deps/suite-<hash>, or …/release/<program>
-    let found = this.ancestors().skip(1).take(2).map(|dir| dir.join("caudal")).find(|p| p.is_file());
+    let found = this
+        .ancestors()
+        .skip(1)
+        .take(2)
+        .map(|dir| dir.join("caudal"))
+        .find(|p| p.is_file());
     found.ok_or_else(|| {
         Failure::new(format!(
             "there is no `caudal` beside {}: build it first in the same profile \
@@ -192,7 +208,12 @@ impl Agent {
             ("AWS_EC2_METADATA_DISABLED", "true"),
         ];
         let env = env.map(|(k, v)| (k.to_owned(), v.to_owned())).into();
-        Ok(Agent { dir, config, env, runs: AtomicU32::new(0) })
+        Ok(Agent {
+            dir,
+            config,
+            env,
+            runs: AtomicU32::new(0),
+        })
     }
 
     /// Sets an environment variable of its runs.
@@ -238,7 +259,13 @@ impl Agent {
             .kill_on_drop(true)
             .spawn()
             .context(format!("cannot start {}", program.display()))?;
-        Ok(Running { child, log, printed, http, started: Instant::now() })
+        Ok(Running {
+            child,
+            log,
+            printed,
+            http,
+            started: Instant::now(),
+        })
     }
 
     /// Runs a command to its end.
@@ -269,8 +296,12 @@ impl Agent {
             .map(|d| d.flatten().map(|e| e.path()).collect())
             .unwrap_or_default();
         files.sort();
-        for file in files.iter().filter(|f| f.extension().is_some_and(|e| e == "log")) {
-            let content = String::from_utf8_lossy(&std::fs::read(file).unwrap_or_default()).into_owned();
+        for file in files
+            .iter()
+            .filter(|f| f.extension().is_some_and(|e| e == "log"))
+        {
+            let content =
+                String::from_utf8_lossy(&std::fs::read(file).unwrap_or_default()).into_owned();
             let _ = write!(text, "--- {}\n{}\n", file.display(), tail(&content, 40));
         }
         text
@@ -382,10 +413,16 @@ impl Running {
                 Err(_) => "GET /status: no answer within 5 s".into(),
             };
             if let Some(code) = self.ended()? {
-                bail!("the agent ended ({code:?}) before: {what}\n{}", tail(&self.log(), 60));
+                bail!(
+                    "the agent ended ({code:?}) before: {what}\n{}",
+                    tail(&self.log(), 60)
+                );
             }
             if Instant::now() > deadline {
-                bail!("not within {PATIENCE:?}: {what}; last {last}\n{}", tail(&self.log(), 60));
+                bail!(
+                    "not within {PATIENCE:?}: {what}; last {last}\n{}",
+                    tail(&self.log(), 60)
+                );
             }
             tokio::time::sleep(POLL).await;
         }
@@ -393,7 +430,8 @@ impl Running {
 
     /// Waits until every table is live.
     pub async fn wait_until_live(&mut self) -> Result<Status> {
-        self.wait_for_status("every table is live", Status::all_live).await
+        self.wait_for_status("every table is live", Status::all_live)
+            .await
     }
 }
 

@@ -13,14 +13,18 @@ pub fn cache_dir() -> PathBuf {
         .filter(|d| !d.is_empty())
         .map(PathBuf::from)
         .or_else(|| std::env::var_os("HOME").map(|h| PathBuf::from(h).join(".cache")));
-    base.unwrap_or_else(std::env::temp_dir).join("caudal-databases")
+    base.unwrap_or_else(std::env::temp_dir)
+        .join("caudal-databases")
 }
 
 /// An exclusive lock among all processes of this machine, held while the file is open.
 pub fn lock(name: &str) -> Result<File> {
     let dir = cache_dir().join("locks");
     create_dir_all(&dir)?;
-    let file = File::options().create(true).append(true).open(dir.join(name))?;
+    let file = File::options()
+        .create(true)
+        .append(true)
+        .open(dir.join(name))?;
     file.lock()?;
     Ok(file)
 }

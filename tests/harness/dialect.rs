@@ -30,7 +30,14 @@ pub fn translate(kind: Kind, sql: &str) -> String {
     ];
     let mut text = sql.to_owned();
     for (name, postgres, mysql) in words {
-        text = text.replace(name, if kind == Kind::Postgres { postgres } else { mysql });
+        text = text.replace(
+            name,
+            if kind == Kind::Postgres {
+                postgres
+            } else {
+                mysql
+            },
+        );
     }
     text
 }
@@ -124,9 +131,11 @@ fn canonical_postgres(c: &str, t: &str) -> String {
 fn canonical_mysql(c: &str, t: &str) -> String {
     let base: String = t.chars().take_while(char::is_ascii_alphabetic).collect();
     match base.as_str() {
-        "tinyint" | "smallint" | "mediumint" | "int" | "bigint" | "decimal" | "year" => {
+        "tinyint" | "smallint" | "mediumint" | "int" | "bigint" | "decimal" => {
             format!("cast({c} as char)")
         }
+        // The year 0 prints as 0000.
+        "year" => format!("cast({c} + 0 as char)"),
         // A float prints six digits only; the product is a double, and keeps a zero's sign.
         "float" => format!("cast({c} * 1e0 as char)"),
         "double" => format!("cast({c} as char)"),
@@ -146,9 +155,9 @@ fn canonical_mysql(c: &str, t: &str) -> String {
             format!("lower(hex({c}))")
         }
         "date" => format!("cast(to_days({c}) - to_days('1970-01-01') as char)"),
-        "datetime" | "timestamp" => format!(
-            "cast(timestampdiff(microsecond, '1970-01-01 00:00:00.000000', {c}) as char)"
-        ),
+        "datetime" | "timestamp" => {
+            format!("cast(timestampdiff(microsecond, '1970-01-01 00:00:00.000000', {c}) as char)")
+        }
         _ => format!("cast({c} as char character set utf8mb4)"),
     }
 }
@@ -164,7 +173,9 @@ mod tests {
             translate(Kind::Mariadb, sql),
             "create table t (a bigint, b longtext, c {other})"
         );
-        assert!(upsert(Kind::Postgres, "t", "a", &["a", "b"], "(1, 2)")
-            .ends_with("on conflict (a) do update set b = excluded.b"));
+        assert!(
+            upsert(Kind::Postgres, "t", "a", &["a", "b"], "(1, 2)")
+                .ends_with("on conflict (a) do update set b = excluded.b")
+        );
     }
 }

@@ -43,7 +43,11 @@ impl Moto {
             .stderr(Stdio::null())
             .spawn()
             .context("cannot start moto_server")?;
-        let mut moto = Moto { child, port, python };
+        let mut moto = Moto {
+            child,
+            port,
+            python,
+        };
         let deadline = Instant::now() + Duration::from_secs(60);
         while TcpStream::connect(("127.0.0.1", port)).is_err() {
             if Instant::now() > deadline || moto.child.try_wait()?.is_some() {
@@ -80,7 +84,10 @@ impl Moto {
             .arg(dir)
             .output()?;
         if !output.status.success() {
-            bail!("cannot read moto's objects: {}", String::from_utf8_lossy(&output.stderr));
+            bail!(
+                "cannot read moto's objects: {}",
+                String::from_utf8_lossy(&output.stderr)
+            );
         }
         Ok(())
     }

@@ -89,7 +89,10 @@ pub struct Oracle {
 impl Oracle {
     /// An oracle of `<lake>/<stream>`; `lake` is a `file://` sink's path or a dump of a bucket.
     pub fn new(lake: &Path, stream: &str) -> Result<Oracle> {
-        Ok(Oracle { python: venv::python("oracle", PACKAGES)?, lake: lake.join(stream) })
+        Ok(Oracle {
+            python: venv::python("oracle", PACKAGES)?,
+            lake: lake.join(stream),
+        })
     }
 
     /// Checks the log alone.
@@ -137,9 +140,14 @@ impl Oracle {
         }
         let output = command.output().await.context("cannot run the oracle")?;
         if !output.status.success() {
-            bail!("the oracle failed:\n{}", String::from_utf8_lossy(&output.stderr));
+            bail!(
+                "the oracle failed:\n{}",
+                String::from_utf8_lossy(&output.stderr)
+            );
         }
-        serde_json::from_slice(&output.stdout)
-            .context(format!("oracle: {}", String::from_utf8_lossy(&output.stdout)))
+        serde_json::from_slice(&output.stdout).context(format!(
+            "oracle: {}",
+            String::from_utf8_lossy(&output.stdout)
+        ))
     }
 }

@@ -42,12 +42,18 @@ impl Session {
         match address.version.kind() {
             Kind::Postgres => {
                 let mut config = tokio_postgres::Config::new();
-                config.host_path(&address.socket).port(address.port).user(user).dbname(database);
+                config
+                    .host_path(&address.socket)
+                    .port(address.port)
+                    .user(user)
+                    .dbname(database);
                 if !password.is_empty() {
                     config.password(password);
                 }
-                let (client, connection) =
-                    config.connect(tokio_postgres::NoTls).await.context(what())?;
+                let (client, connection) = config
+                    .connect(tokio_postgres::NoTls)
+                    .await
+                    .context(what())?;
                 tokio::spawn(connection);
                 Ok(Session::Postgres(client))
             }
@@ -57,7 +63,9 @@ impl Session {
                     .user(Some(user))
                     .pass((!password.is_empty()).then_some(password))
                     .db_name(Some(database));
-                Ok(Session::Mysql(mysql_async::Conn::new(options).await.context(what())?))
+                Ok(Session::Mysql(
+                    mysql_async::Conn::new(options).await.context(what())?,
+                ))
             }
         }
     }
@@ -81,7 +89,9 @@ impl Session {
                     .iter()
                     .filter_map(|m| match m {
                         SimpleQueryMessage::Row(row) => Some(
-                            (0..row.len()).map(|i| row.get(i).map(str::to_owned)).collect(),
+                            (0..row.len())
+                                .map(|i| row.get(i).map(str::to_owned))
+                                .collect(),
                         ),
                         _ => None,
                     })
@@ -109,7 +119,8 @@ impl Session {
         let what = || format!("in `{}`", shorten(sql));
         let mut file = tokio::io::BufWriter::new(tokio::fs::File::create(to).await?);
         let header: Vec<String> = columns.iter().map(|c| quoted(c)).collect();
-        file.write_all(format!("{}\n", header.join(",")).as_bytes()).await?;
+        file.write_all(format!("{}\n", header.join(",")).as_bytes())
+            .await?;
         let mut bytes = 0u64;
         match self {
             Session::Postgres(client) => {

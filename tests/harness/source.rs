@@ -37,7 +37,13 @@ impl Source {
     pub async fn on(server: Arc<Server>, label: &str) -> Result<Source> {
         let label: String = label
             .chars()
-            .map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '_' })
+            .map(|c| {
+                if c.is_ascii_alphanumeric() {
+                    c.to_ascii_lowercase()
+                } else {
+                    '_'
+                }
+            })
             .take(30)
             .collect();
         Self::named(server, format!("t_{label}_{}", unique().replace('-', "_"))).await
@@ -49,16 +55,28 @@ impl Source {
         let mut admin = source.superuser_on(source.default_database()).await?;
         match source.kind() {
             Kind::Postgres => {
-                admin.exec(&format!("create database {} owner app", source.database)).await?;
                 admin
-                    .exec(&format!("grant create on database {} to cdc", source.database))
+                    .exec(&format!("create database {} owner app", source.database))
+                    .await?;
+                admin
+                    .exec(&format!(
+                        "grant create on database {} to cdc",
+                        source.database
+                    ))
                     .await?;
                 // Before 15 everybody may create tables in `public`, since then its owner.
-                source.superuser().await?.exec("grant all on schema public to app").await?;
+                source
+                    .superuser()
+                    .await?
+                    .exec("grant all on schema public to app")
+                    .await?;
             }
             Kind::Mysql | Kind::Mariadb => {
                 admin
-                    .exec(&format!("create database {} character set utf8mb4", source.database))
+                    .exec(&format!(
+                        "create database {} character set utf8mb4",
+                        source.database
+                    ))
                     .await?;
             }
         }
@@ -129,12 +147,20 @@ impl Source {
     }
 
     async fn superuser_on(&self, database: &str) -> Result<Session> {
-        let user = if self.kind() == Kind::Postgres { "postgres" } else { "root" };
+        let user = if self.kind() == Kind::Postgres {
+            "postgres"
+        } else {
+            "root"
+        };
         Session::connect(self.address(), database, user, "").await
     }
 
     fn default_database(&self) -> &'static str {
-        if self.kind() == Kind::Postgres { "postgres" } else { "mysql" }
+        if self.kind() == Kind::Postgres {
+            "postgres"
+        } else {
+            "mysql"
+        }
     }
 
     /// Inserts `count` rows from `first` on in statements of up to 1,000 rows, each
@@ -152,7 +178,9 @@ impl Source {
         while next < end {
             let last = (next + 1000).min(end);
             let rows: Vec<String> = (next..last).map(&row).collect();
-            session.exec(&format!("insert into {table} values {}", rows.join(", "))).await?;
+            session
+                .exec(&format!("insert into {table} values {}", rows.join(", ")))
+                .await?;
             next = last;
         }
         Ok(())
@@ -235,14 +263,22 @@ impl Source {
             for slot in slots {
                 if let [Some(name), pid] = slot.as_slice() {
                     if let Some(pid) = pid {
-                        admin.rows(&format!("select pg_terminate_backend({pid}, 5000)")).await?;
+                        admin
+                            .rows(&format!("select pg_terminate_backend({pid}, 5000)"))
+                            .await?;
                     }
-                    admin.rows(&format!("select pg_drop_replication_slot('{name}')")).await?;
+                    admin
+                        .rows(&format!("select pg_drop_replication_slot('{name}')"))
+                        .await?;
                 }
             }
-            return admin.exec(&format!("drop database {} with (force)", self.database)).await;
+            return admin
+                .exec(&format!("drop database {} with (force)", self.database))
+                .await;
         }
-        admin.exec(&format!("drop database {}", self.database)).await
+        admin
+            .exec(&format!("drop database {}", self.database))
+            .await
     }
 }
 
@@ -258,7 +294,9 @@ impl Drop for Source {
         // A runtime of its own: the test's may be shutting down after a panic.
         std::thread::scope(|scope| {
             scope.spawn(|| {
-                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+                let runtime = tokio::runtime::Builder::new_current_thread()
+                    .enable_all()
+                    .build();
                 if let Ok(runtime) = runtime {
                     let patience = std::time::Duration::from_secs(15);
                     let _ = runtime

@@ -26,9 +26,18 @@ pub fn python(name: &str, packages: &[&str]) -> Result<PathBuf> {
         dir.display()
     ));
     let _ = std::fs::remove_dir_all(&dir);
-    run(Path::new("python3"), &["-m", "venv", &dir.display().to_string()])
-        .context("Debian and Ubuntu: apt-get install python3-venv")?;
-    let mut args = vec!["-m", "pip", "install", "--quiet", "--disable-pip-version-check"];
+    run(
+        Path::new("python3"),
+        &["-m", "venv", &dir.display().to_string()],
+    )
+    .context("Debian and Ubuntu: apt-get install python3-venv")?;
+    let mut args = vec![
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+    ];
     args.extend(packages);
     run(&python, &args)?;
     std::fs::write(&done, wanted)?;

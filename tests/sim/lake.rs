@@ -55,10 +55,16 @@ pub fn read(objects: &BTreeMap<String, Bytes>, keyed: &BTreeMap<TableName, bool>
         assert_eq!(e["epoch"], *epoch);
         let g = e["generation"].as_u64().unwrap();
         assert!(g >= generation, "generation fell in {epoch}");
-        assert!(g > generation || e["kind"] != "fence", "INV-8: a fence must raise the generation");
+        assert!(
+            g > generation || e["kind"] != "fence",
+            "INV-8: a fence must raise the generation"
+        );
         generation = g;
         if let Some(b) = &before {
-            assert_eq!(&e["after"], b, "INV-2: commit {epoch} does not follow its predecessor");
+            assert_eq!(
+                &e["after"], b,
+                "INV-2: commit {epoch} does not follow its predecessor"
+            );
         }
         let (after, through) = (seq(&e["after"]), seq(&e["through"]));
         assert!(after <= through);
@@ -72,21 +78,34 @@ pub fn read(objects: &BTreeMap<String, Bytes>, keyed: &BTreeMap<TableName, bool>
             let base = snapshot["base_seq"].as_i64();
             for f in t["files"].as_array().unwrap() {
                 let path = f["path"].as_str().unwrap();
-                assert!(named.insert(format!("sim/{path}")), "{path} is committed twice");
+                assert!(
+                    named.insert(format!("sim/{path}")),
+                    "{path} is committed twice"
+                );
                 let bytes = objects
                     .get(&format!("sim/{path}"))
                     .unwrap_or_else(|| panic!("INV-3: {path} of commit {epoch} does not exist"));
                 assert_eq!(f["bytes"], bytes.len());
-                let (first, last) = (f["first_seq"].as_i64().unwrap(), f["last_seq"].as_i64().unwrap());
+                let (first, last) = (
+                    f["first_seq"].as_i64().unwrap(),
+                    f["last_seq"].as_i64().unwrap(),
+                );
                 let of_copy = base == Some(first) && first == last;
-                assert!(of_copy || (first > after && last <= through), "seq range of {path}");
+                assert!(
+                    of_copy || (first > after && last <= through),
+                    "seq range of {path}"
+                );
                 let rows = rows(bytes);
                 assert_eq!(f["rows"], rows.len());
                 for r in &rows {
                     assert!((first..=last).contains(&r.seq));
                     let shared = r.op == "r" || r.op == "t";
                     if let Some((other, was_shared)) = seqs.insert(r.seq, (*epoch, shared)) {
-                        assert!(shared && was_shared, "INV-7: _seq {} in {other} and {epoch}", r.seq);
+                        assert!(
+                            shared && was_shared,
+                            "INV-7: _seq {} in {other} and {epoch}",
+                            r.seq
+                        );
                     }
                 }
                 events.entry(table.clone()).or_default().extend(rows);
@@ -108,8 +127,18 @@ pub fn read(objects: &BTreeMap<String, Bytes>, keyed: &BTreeMap<TableName, bool>
         .filter(|k| k.ends_with(".parquet") && !named.contains(*k))
         .cloned()
         .collect();
-    let position = head["through"]["position"].as_str().unwrap().parse().unwrap();
-    Some(Lake { epoch: *epoch, position, state, live, unreferenced })
+    let position = head["through"]["position"]
+        .as_str()
+        .unwrap()
+        .parse()
+        .unwrap();
+    Some(Lake {
+        epoch: *epoch,
+        position,
+        state,
+        live,
+        unreferenced,
+    })
 }
 
 fn seq(point: &Value) -> i64 {
@@ -117,11 +146,19 @@ fn seq(point: &Value) -> i64 {
 }
 
 fn rows(bytes: &Bytes) -> Vec<Event> {
-    let reader = ParquetRecordBatchReaderBuilder::try_new(bytes.clone()).unwrap().build().unwrap();
+    let reader = ParquetRecordBatchReaderBuilder::try_new(bytes.clone())
+        .unwrap()
+        .build()
+        .unwrap();
     let mut out = Vec::new();
     for batch in reader {
         let batch: RecordBatch = batch.unwrap();
-        let number = |name: &str| batch.column_by_name(name).unwrap().as_primitive::<Int64Type>();
+        let number = |name: &str| {
+            batch
+                .column_by_name(name)
+                .unwrap()
+                .as_primitive::<Int64Type>()
+        };
         let (id, value, big) = (number("id"), number("value"), number("big"));
         let seqs = number("_seq");
         let ops = batch.column_by_name("_op").unwrap();
@@ -164,7 +201,11 @@ fn fold(mut events: Vec<Event>, keyed: bool) -> Vec<Row> {
             id,
             value: e.value.expect("a value"),
             // A row that a later delete removes may have nothing to be filled from yet.
-            big: if e.unchanged { from.map_or(i64::MIN, |r| r.big) } else { e.big.expect("a big") },
+            big: if e.unchanged {
+                from.map_or(i64::MIN, |r| r.big)
+            } else {
+                e.big.expect("a big")
+            },
         };
         match (e.op.as_str(), keyed) {
             ("r" | "c", true) => {
@@ -180,7 +221,10 @@ fn fold(mut events: Vec<Event>, keyed: bool) -> Vec<Row> {
             ("r" | "c", false) => rows.push(fill(None)),
             ("d", false) => {
                 let row = fill(None);
-                let at = rows.iter().position(|r| *r == row).expect("a deleted row that never was");
+                let at = rows
+                    .iter()
+                    .position(|r| *r == row)
+                    .expect("a deleted row that never was");
                 rows.swap_remove(at);
             }
             (op, _) => panic!("operation {op} of a table with key = {keyed}"),

@@ -64,7 +64,10 @@ pub fn live(seed: u64) -> Tally {
         runtime.block_on(agents.run_until(Life::new(seed).run()))
     }));
     outcome.unwrap_or_else(|e| {
-        eprintln!("the life of seed {seed} went wrong: CAUDAL_SIM_SEEDS={seed}..{}", seed + 1);
+        eprintln!(
+            "the life of seed {seed} went wrong: CAUDAL_SIM_SEEDS={seed}..{}",
+            seed + 1
+        );
         std::panic::resume_unwind(e)
     })
 }
@@ -83,7 +86,11 @@ impl StoreHook for Faulty {
         let (pause, kind) = {
             let mut dice = self.dice.lock().unwrap();
             let pause = dice.random_range(0..4);
-            let kind = if dice.random_ratio(1, self.one_in) { dice.random_range(1..3) } else { 0 };
+            let kind = if dice.random_ratio(1, self.one_in) {
+                dice.random_range(1..3)
+            } else {
+                0
+            };
             (pause, kind)
         };
         if pause > 0 {
@@ -152,7 +159,11 @@ impl Life {
     fn transaction(&mut self) {
         let mut dice = self.dice.lock().unwrap();
         let mut changes = Vec::new();
-        let size = if dice.random_ratio(1, 12) { 40 } else { dice.random_range(1..5) };
+        let size = if dice.random_ratio(1, 12) {
+            40
+        } else {
+            dice.random_range(1..5)
+        };
         for _ in 0..size {
             let at = dice.random_range(0..self.tables.len());
             let (table, keyed) = self.tables.iter().nth(at).unwrap();
@@ -163,7 +174,11 @@ impl Life {
             if rows.is_empty() || kind < 8 {
                 // Deleted keys come back now and then.
                 let back = *keyed && dice.random_ratio(1, 3);
-                let mut id = if back { dice.random_range(1..=self.next_id) } else { self.next_id };
+                let mut id = if back {
+                    dice.random_range(1..=self.next_id)
+                } else {
+                    self.next_id
+                };
                 if *keyed && rows.iter().any(|r| r.id == id) {
                     id = self.next_id;
                 }
@@ -177,13 +192,25 @@ impl Life {
             let old = rows[at];
             match kind {
                 8..13 => {
-                    let big = if dice.random_ratio(1, 2) { old.big } else { big };
-                    let new = Row { id: old.id, value, big };
+                    let big = if dice.random_ratio(1, 2) {
+                        old.big
+                    } else {
+                        big
+                    };
+                    let new = Row {
+                        id: old.id,
+                        value,
+                        big,
+                    };
                     rows[at] = new;
                     changes.push(Change::Update(table.clone(), old, new));
                 }
                 13..15 => {
-                    let new = Row { id: self.next_id, value, big: old.big };
+                    let new = Row {
+                        id: self.next_id,
+                        value,
+                        big: old.big,
+                    };
                     self.next_id += 1;
                     rows[at] = new;
                     changes.push(Change::Update(table.clone(), old, new));
@@ -203,9 +230,17 @@ impl Life {
         self.tally.transactions += 1;
     }
 
-    fn parts(&self, store: MemoryStore, checkpoints: caudal_checkpoints::MemoryStore, crash: CrashPoints) -> Parts {
+    fn parts(
+        &self,
+        store: MemoryStore,
+        checkpoints: caudal_checkpoints::MemoryStore,
+        crash: CrashPoints,
+    ) -> Parts {
         let store: Arc<dyn caudal_sinks::Store> = Arc::new(store);
-        let files = WriterOptions { compression: Codec::None, ..WriterOptions::default() };
+        let files = WriterOptions {
+            compression: Codec::None,
+            ..WriterOptions::default()
+        };
         Parts {
             source: Arc::new(self.script.clone()),
             log: Arc::new(CommitLog::new(store, "sim")),
@@ -246,20 +281,52 @@ impl Life {
             self.examine();
         }
         self.script.set_faults(Arc::new(|_| None));
-        let goal = Goal { until_caught_up: true, deadline: None };
-        let parts = self.parts(self.lake.clone(), self.checkpoints.clone(), CrashPoints::none());
+        let goal = Goal {
+            until_caught_up: true,
+            deadline: None,
+        };
+        let parts = self.parts(
+            self.lake.clone(),
+            self.checkpoints.clone(),
+            CrashPoints::none(),
+        );
         let end = self.script.end();
-        supervise::run(parts, &goal, &CancellationToken::new()).await.expect("a run without faults");
+        supervise::run(parts, &goal, &CancellationToken::new())
+            .await
+            .expect("a run without faults");
         let lake = self.examine().expect("a lake");
-        assert!(lake.position >= end, "seed {}: caught up at {} of {end}", self.seed, lake.position);
-        assert_eq!(lake.live.len(), self.tables.len(), "seed {}: tables not live", self.seed);
+        assert!(
+            lake.position >= end,
+            "seed {}: caught up at {} of {end}",
+            self.seed,
+            lake.position
+        );
+        assert_eq!(
+            lake.live.len(),
+            self.tables.len(),
+            "seed {}: tables not live",
+            self.seed
+        );
         let source = self.script.state_at(lake.position);
-        assert_eq!(lake.state, source, "seed {}: the lake differs from the source", self.seed);
+        assert_eq!(
+            lake.state, source,
+            "seed {}: the lake differs from the source",
+            self.seed
+        );
         // What a fenced agent uploads after the new owner has cleaned up is its own to remove;
         // one that dies before it can leaves it to `sweep`.
         if !self.rivals {
-            assert!(lake.unreferenced.is_empty(), "seed {}: left: {:?}", self.seed, lake.unreferenced);
-            assert!(self.lake.unfinished().is_empty(), "seed {}: unfinished uploads", self.seed);
+            assert!(
+                lake.unreferenced.is_empty(),
+                "seed {}: left: {:?}",
+                self.seed,
+                lake.unreferenced
+            );
+            assert!(
+                self.lake.unfinished().is_empty(),
+                "seed {}: unfinished uploads",
+                self.seed
+            );
         }
         self.tally.commits = lake.epoch;
         self.tally
@@ -284,7 +351,10 @@ impl Life {
             _ => {}
         }
         let crash_one_in = self.roll(5..60) as u32;
-        let goal = Goal { until_caught_up: self.roll(0..2) == 0, deadline: None };
+        let goal = Goal {
+            until_caught_up: self.roll(0..2) == 0,
+            deadline: None,
+        };
         let stop = CancellationToken::new();
         let agent = |checkpoints: caudal_checkpoints::MemoryStore| {
             let dead = Arc::new(AtomicBool::new(false));

@@ -25,7 +25,9 @@ mod life;
 use std::ops::Range;
 
 fn seeds() -> Range<u64> {
-    let Ok(spec) = std::env::var("CAUDAL_SIM_SEEDS") else { return 0..1500 };
+    let Ok(spec) = std::env::var("CAUDAL_SIM_SEEDS") else {
+        return 0..1500;
+    };
     let (from, to) = spec.split_once("..").expect("CAUDAL_SIM_SEEDS is from..to");
     from.parse().expect("a number")..to.parse().expect("a number")
 }

@@ -28,7 +28,10 @@ fn refused(toml: &str) -> Result<String> {
 #[test]
 fn an_unknown_key_gets_the_nearest_one() -> Result<()> {
     let text = refused(&GOOD.replace("state_dir", "statedir"))?;
-    assert!(text.contains("statedir") && text.contains("state_dir"), "{text}");
+    assert!(
+        text.contains("statedir") && text.contains("state_dir"),
+        "{text}"
+    );
     assert!(text.contains('3'), "the line is not named: {text}");
     Ok(())
 }
@@ -85,8 +88,16 @@ fn the_environment_overrides_the_file() -> Result<()> {
     }
     agent.config.set("tables.include", vec!["public.*"]);
     agent.env("CAUDAL__SOURCE__KIND", "oracle");
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let outcome = runtime.block_on(async { agent.run(&["run"]).await })?.expect(2)?;
-    assert!(outcome.stderr.contains("CAUDAL__SOURCE__KIND"), "{}", outcome.stderr);
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let outcome = runtime
+        .block_on(async { agent.run(&["run"]).await })?
+        .expect(2)?;
+    assert!(
+        outcome.stderr.contains("CAUDAL__SOURCE__KIND"),
+        "{}",
+        outcome.stderr
+    );
     Ok(())
 }

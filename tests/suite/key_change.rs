@@ -13,9 +13,15 @@ async fn is_a_delete_and_an_insert(t: &Trial) -> Result<()> {
         )
         .await?;
     // Larger than a page and not compressible, so that PostgreSQL does not send it again.
-    let large: String = (0..4000u64).map(|i| format!("{:016x}", i.wrapping_mul(0x9E37_79B9_7F4A_7C15))).collect();
-    t.source.fill("items", 1, 20, |i| format!("({i}, 'name', '{i}{large}')")).await?;
-    t.source.fill("pairs", 1, 20, |i| format!("({i}, 'key {i}', 0)")).await?;
+    let large: String = (0..4000u64)
+        .map(|i| format!("{:016x}", i.wrapping_mul(0x9E37_79B9_7F4A_7C15)))
+        .collect();
+    t.source
+        .fill("items", 1, 20, |i| format!("({i}, 'name', '{i}{large}')"))
+        .await?;
+    t.source
+        .fill("pairs", 1, 20, |i| format!("({i}, 'key {i}', 0)"))
+        .await?;
     let agent = t.agent()?;
     agent.run_until_caught_up().await?;
     t.source
@@ -31,7 +37,13 @@ async fn is_a_delete_and_an_insert(t: &Trial) -> Result<()> {
         )
         .await?;
     t.source
-        .exec(&dialect::upsert(t.kind(), "items", "id", &["id", "name", "large"], "(14, 'again', 'short')"))
+        .exec(&dialect::upsert(
+            t.kind(),
+            "items",
+            "id",
+            &["id", "name", "large"],
+            "(14, 'again', 'short')",
+        ))
         .await?;
     agent.run_until_caught_up().await?;
     let report = t.expect_equal(&["items", "pairs"]).await?;
@@ -40,6 +52,13 @@ async fn is_a_delete_and_an_insert(t: &Trial) -> Result<()> {
     assert_eq!(report.count(&items, "c"), 14);
     assert_eq!(report.count(&items, "u"), 2);
     let pairs = t.source.table("pairs");
-    assert_eq!((report.count(&pairs, "d"), report.count(&pairs, "c"), report.count(&pairs, "u")), (4, 4, 1));
+    assert_eq!(
+        (
+            report.count(&pairs, "d"),
+            report.count(&pairs, "c"),
+            report.count(&pairs, "u")
+        ),
+        (4, 4, 1)
+    );
     Ok(())
 }

@@ -31,24 +31,33 @@ async fn arrives_whole(t: &Trial) -> Result<()> {
     running.wait_until_live().await?;
     let mut session = t.source.session().await?;
     if t.kind() == Kind::Mysql {
-        session.exec("set session binlog_transaction_compression = on").await?;
+        session
+            .exec("set session binlog_transaction_compression = on")
+            .await?;
     }
     session.exec("begin").await?;
     let filler = "x".repeat(300);
     for first in (0..ROWS).step_by(2_000) {
         session.exec("savepoint part").await?;
-        let rows: Vec<String> =
-            (first..first + 2_000).map(|i| format!("({i}, '{i} {filler}')")).collect();
-        session.exec(&format!("insert into items values {}", rows.join(", "))).await?;
+        let rows: Vec<String> = (first..first + 2_000)
+            .map(|i| format!("({i}, '{i} {filler}')"))
+            .collect();
+        session
+            .exec(&format!("insert into items values {}", rows.join(", ")))
+            .await?;
         if first % 10_000 == 4_000 {
             session.exec("rollback to savepoint part").await?;
         } else {
             session.exec("release savepoint part").await?;
         }
         // Others commit meanwhile, and must not wait for it.
-        t.source.exec(&format!("insert into small values ({first})")).await?;
+        t.source
+            .exec(&format!("insert into small values ({first})"))
+            .await?;
     }
-    session.exec("update items set name = 'changed' where id < 1000").await?;
+    session
+        .exec("update items set name = 'changed' where id < 1000")
+        .await?;
     session.exec("commit").await?;
     caudal_tests::agent::eventually("the large transaction is committed", async || {
         Ok((t.committed_rows("items")? as i64 >= ROWS / 5 * 4 + 1000).then_some(()))
@@ -56,6 +65,9 @@ async fn arrives_whole(t: &Trial) -> Result<()> {
     .await?;
     running.sigterm().await?.expect(0)?;
     let report = t.expect_equal(&["items", "small"]).await?;
-    assert_eq!(report.count(&t.source.table("items"), "c") as i64, ROWS / 5 * 4);
+    assert_eq!(
+        report.count(&t.source.table("items"), "c") as i64,
+        ROWS / 5 * 4
+    );
     Ok(())
 }

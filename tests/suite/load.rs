@@ -24,7 +24,9 @@ pub async fn prepare(source: &Source, rows: i64) -> Result<()> {
         )
         .await?;
     if source.kind() == Kind::Postgres {
-        source.exec("alter table visits replica identity full").await?;
+        source
+            .exec("alter table visits replica identity full")
+            .await?;
     }
     let kind = source.kind();
     source
@@ -33,8 +35,16 @@ pub async fn prepare(source: &Source, rows: i64) -> Result<()> {
             format!("({i}, {i}.5, 'note {i}', {payload}, {i}.25, '2026-01-01 00:00:00.123456')")
         })
         .await?;
-    source.fill("ledger", 1, rows, |i| format!("({}, {}, 1.0001)", i / 3, i % 3)).await?;
-    source.fill("visits", 1, rows.min(500), |i| format!("({}, 'first')", i % 7)).await
+    source
+        .fill("ledger", 1, rows, |i| {
+            format!("({}, {}, 1.0001)", i / 3, i % 3)
+        })
+        .await?;
+    source
+        .fill("visits", 1, rows.min(500), |i| {
+            format!("({}, 'first')", i % 7)
+        })
+        .await
 }
 
 /// A running load.
@@ -54,9 +64,15 @@ impl Load {
             let session = source.session().await?;
             let (kind, stop, done) = (source.kind(), Arc::clone(&stop), Arc::clone(&done));
             let random = StdRng::seed_from_u64(seed * 1000 + number);
-            handles.push(tokio::spawn(work(session, kind, number, random, stop, done)));
+            handles.push(tokio::spawn(work(
+                session, kind, number, random, stop, done,
+            )));
         }
-        Ok(Load { stop, done, sessions: handles })
+        Ok(Load {
+            stop,
+            done,
+            sessions: handles,
+        })
     }
 
     /// Transactions committed so far.
@@ -106,13 +122,19 @@ async fn work(
 
 fn statement(kind: Kind, next_id: &mut i64, random: &mut StdRng) -> String {
     let id = random.random_range(1..3000);
-    let amount = format!("{}.{:04}", random.random_range(-1000..1000), random.random_range(0..10000));
+    let amount = format!(
+        "{}.{:04}",
+        random.random_range(-1000..1000),
+        random.random_range(0..10000)
+    );
     match random.random_range(0..100) {
         0..30 => {
             *next_id += 1;
             // Now and then larger than a page, so that PostgreSQL stores it out of line.
             let words = if random.random_bool(0.1) { 2500 } else { 2 };
-            let note: String = (0..words).map(|_| format!("{:08x}", random.random::<u32>())).collect();
+            let note: String = (0..words)
+                .map(|_| format!("{:08x}", random.random::<u32>()))
+                .collect();
             let payload = dialect::bytes(kind, &format!("{:016x}", random.random::<u64>()));
             format!(
                 "insert into accounts values ({next_id}, {amount}, '{note}', {payload}, {}, \
@@ -120,7 +142,10 @@ fn statement(kind: Kind, next_id: &mut i64, random: &mut StdRng) -> String {
                 random.random::<f64>()
             )
         }
-        30..55 => format!("update accounts set balance = {amount} where id between {id} and {}", id + 3),
+        30..55 => format!(
+            "update accounts set balance = {amount} where id between {id} and {}",
+            id + 3
+        ),
         55..65 => format!("update accounts set note = null, rate = rate * -1 where id = {id}"),
         65..70 => {
             *next_id += 1;
@@ -135,9 +160,19 @@ fn statement(kind: Kind, next_id: &mut i64, random: &mut StdRng) -> String {
             &format!("(0, {id}, {amount})"),
         )
         .replace("on conflict (line)", "on conflict (account, line)"),
-        84..90 => format!("update ledger set amount = amount + 1 where account = {}", id / 3),
-        90..95 => format!("insert into visits values ({}, 'visit {id}'), ({}, 'visit {id}')", id % 7, id % 7),
+        84..90 => format!(
+            "update ledger set amount = amount + 1 where account = {}",
+            id / 3
+        ),
+        90..95 => format!(
+            "insert into visits values ({}, 'visit {id}'), ({}, 'visit {id}')",
+            id % 7,
+            id % 7
+        ),
         95..98 => format!("update visits set who = who + 1 where what = 'visit {id}'"),
-        _ => format!("delete from visits where who = {} and what = 'first'", id % 7),
+        _ => format!(
+            "delete from visits where who = {} and what = 'first'",
+            id % 7
+        ),
     }
 }

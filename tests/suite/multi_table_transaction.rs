@@ -34,7 +34,11 @@ async fn becomes_visible_at_once(t: &Trial) -> Result<()> {
     let (debit, credit) = (t.source.table("debit"), t.source.table("credit"));
     for entry in t.log_entries()? {
         let halves = (rows_of(&entry, &debit), rows_of(&entry, &credit));
-        assert_eq!(halves.0, halves.1, "epoch {} holds a part of a transaction", entry["epoch"]);
+        assert_eq!(
+            halves.0, halves.1,
+            "epoch {} holds a part of a transaction",
+            entry["epoch"]
+        );
     }
     t.expect_equal(&["debit", "credit"]).await?;
     Ok(())

@@ -7,14 +7,20 @@ use caudal_tests::Result;
 on_every_source!(goes_on_from_the_log);
 
 async fn goes_on_from_the_log(t: &Trial) -> Result<()> {
-    t.source.exec("create table items (id {int8} primary key, name {text})").await?;
-    t.source.fill("items", 1, 2_000, |i| format!("({i}, 'a')")).await?;
+    t.source
+        .exec("create table items (id {int8} primary key, name {text})")
+        .await?;
+    t.source
+        .fill("items", 1, 2_000, |i| format!("({i}, 'a')"))
+        .await?;
     let mut agent = t.agent()?;
     agent.config.set("snapshot.chunk_rows", 300);
     agent.run_until_caught_up().await?;
     for (round, damage) in ["gone", "damaged"].into_iter().enumerate() {
         let first = 10_000 * (round as i64 + 1);
-        t.source.fill("items", first, 500, |i| format!("({i}, 'b')")).await?;
+        t.source
+            .fill("items", first, 500, |i| format!("({i}, 'b')"))
+            .await?;
         if damage == "gone" {
             std::fs::remove_dir_all(agent.state_dir())?;
         } else {
@@ -25,7 +31,11 @@ async fn goes_on_from_the_log(t: &Trial) -> Result<()> {
         let report = t.expect_equal(&["items"]).await?;
         let items = t.source.table("items");
         assert_eq!(report.count(&items, "r"), 2_000, "{damage}: copied again");
-        assert_eq!(report.count(&items, "c"), 500 * (round as u64 + 1), "{damage}");
+        assert_eq!(
+            report.count(&items, "c"),
+            500 * (round as u64 + 1),
+            "{damage}"
+        );
     }
     Ok(())
 }

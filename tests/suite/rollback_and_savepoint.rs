@@ -6,11 +6,14 @@ use caudal_tests::Result;
 on_every_source!(shows_nothing_of_what_was_taken_back);
 
 async fn shows_nothing_of_what_was_taken_back(t: &Trial) -> Result<()> {
-    t.source.exec("create table items (id {int8} primary key, name {text})").await?;
+    t.source
+        .exec("create table items (id {int8} primary key, name {text})")
+        .await?;
     let agent = t.agent()?;
     agent.run_until_caught_up().await?;
-    let many: Vec<String> =
-        (10_000..15_000).map(|i| format!("({i}, 'a rather long text that fills the log {i}')")).collect();
+    let many: Vec<String> = (10_000..15_000)
+        .map(|i| format!("({i}, 'a rather long text that fills the log {i}')"))
+        .collect();
     let many = many.join(", ");
     t.source
         .exec(&format!(

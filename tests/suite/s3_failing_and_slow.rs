@@ -8,7 +8,11 @@ use caudal_tests::s3::Fault;
 use caudal_tests::{Oracle, Result, S3Server};
 use std::time::Duration;
 
-on_every_source!(costs_time_but_no_rows, lost_replies_of_commits_are_recognised, another_s3_server);
+on_every_source!(
+    costs_time_but_no_rows,
+    lost_replies_of_commits_are_recognised,
+    another_s3_server
+);
 
 async fn costs_time_but_no_rows(t: &Trial) -> Result<()> {
     let s3 = S3Server::start(&["lake"])?;
@@ -27,7 +31,10 @@ async fn costs_time_but_no_rows(t: &Trial) -> Result<()> {
     let load = Load::start(&t.source, 2, 5).await?;
     let mut running = agent.spawn()?;
     running.wait_until_live().await?;
-    eventually("faults have happened", async || Ok((s3.faults().injected > 20).then_some(()))).await?;
+    eventually("faults have happened", async || {
+        Ok((s3.faults().injected > 20).then_some(()))
+    })
+    .await?;
     load.stop().await?;
     s3.faults().clear();
     running.sigterm().await?.expect(0)?;
@@ -43,7 +50,9 @@ async fn costs_time_but_no_rows(t: &Trial) -> Result<()> {
 /// A 412 after a retry may be the writer's own commit: it must go on, in the same generation.
 async fn lost_replies_of_commits_are_recognised(t: &Trial) -> Result<()> {
     let s3 = S3Server::start(&["lake"])?;
-    t.source.exec("create table items (id {int8} primary key, name {text})").await?;
+    t.source
+        .exec("create table items (id {int8} primary key, name {text})")
+        .await?;
     let mut agent = t.agent()?;
     s3.configure(&mut agent.config, "lake", "raw");
     agent.config.set("commit.max_delay", "100ms");
@@ -57,7 +66,9 @@ async fn lost_replies_of_commits_are_recognised(t: &Trial) -> Result<()> {
             faults.next = vec![Fault::LostReply];
             faults.injected
         };
-        t.source.fill("items", round * 1_000, 50, |i| format!("({i}, 'b')")).await?;
+        t.source
+            .fill("items", round * 1_000, 50, |i| format!("({i}, 'b')"))
+            .await?;
         eventually("a commit has lost its reply", async || {
             Ok((s3.faults().injected > injected).then_some(()))
         })
@@ -65,7 +76,10 @@ async fn lost_replies_of_commits_are_recognised(t: &Trial) -> Result<()> {
     }
     s3.faults().clear();
     let after = running.status().await?;
-    assert_eq!(after.generation, before.generation, "it took its own commit for another's");
+    assert_eq!(
+        after.generation, before.generation,
+        "it took its own commit for another's"
+    );
     running.sigterm().await?.expect(0)?;
     agent.run_until_caught_up().await?;
     let lake = t.dir().join("dump");
@@ -83,13 +97,18 @@ async fn another_s3_server(t: &Trial) -> Result<()> {
     moto.configure(&mut agent.config, "lake", "a/b");
     agent.run_until_caught_up().await?;
     let load = Load::start(&t.source, 2, 6).await?;
-    eventually("some transactions", async || Ok((load.done() > 50).then_some(()))).await?;
+    eventually("some transactions", async || {
+        Ok((load.done() > 50).then_some(()))
+    })
+    .await?;
     load.stop().await?;
     agent.run_until_caught_up().await?;
     let lake = t.dir().join("dump");
     moto.dump("lake", "a/b", &lake)?;
     let scratch = t.dir().join("exports");
     std::fs::create_dir_all(&scratch)?;
-    Oracle::new(&lake, &t.stream)?.expect_equal(&t.source, &load::TABLES, &scratch).await?;
+    Oracle::new(&lake, &t.stream)?
+        .expect_equal(&t.source, &load::TABLES, &scratch)
+        .await?;
     Ok(())
 }

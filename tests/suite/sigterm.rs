@@ -12,20 +12,29 @@ async fn ends_in_good_order(t: &Trial) -> Result<()> {
     let load = Load::start(&t.source, 2, 3).await?;
     let mut agent = t.agent()?;
     // Slow enough that the copy is still going on at the first signal.
-    agent.config.set("snapshot.chunk_rows", 200).set("snapshot.workers", 1);
+    agent
+        .config
+        .set("snapshot.chunk_rows", 200)
+        .set("snapshot.workers", 1);
     for moment in ["while it copies", "while it tails"] {
         let mut running = agent.spawn()?;
         if moment == "while it copies" {
             running
                 .wait_for_status("a chunk is committed", |s| {
-                    s.tables.iter().any(|t| t.chunks_done.is_some_and(|n| n > 0))
+                    s.tables
+                        .iter()
+                        .any(|t| t.chunks_done.is_some_and(|n| n > 0))
                 })
                 .await?;
         } else {
             running.wait_until_live().await?;
         }
         let outcome = running.sigterm().await?.expect(0)?;
-        assert!(outcome.took < Duration::from_secs(10), "{moment}: {:?}", outcome.took);
+        assert!(
+            outcome.took < Duration::from_secs(10),
+            "{moment}: {:?}",
+            outcome.took
+        );
     }
     load.stop().await?;
     agent.run_until_caught_up().await?;

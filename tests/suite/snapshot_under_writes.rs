@@ -10,7 +10,10 @@ async fn copies_what_changes_meanwhile(t: &Trial) -> Result<()> {
     load::prepare(&t.source, 20_000).await?;
     let load = Load::start(&t.source, 4, 1).await?;
     let mut agent = t.agent()?;
-    agent.config.set("snapshot.chunk_rows", 500).set("snapshot.workers", 4);
+    agent
+        .config
+        .set("snapshot.chunk_rows", 500)
+        .set("snapshot.workers", 4);
     let mut running = agent.spawn()?;
     running.wait_until_live().await?;
     let done = load.stop().await?;

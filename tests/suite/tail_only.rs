@@ -16,7 +16,9 @@ async fn takes_changes_alone(t: &Trial) -> Result<()> {
     let mut agent = t.agent()?;
     agent.config.set("snapshot.mode", "never");
     agent.run_until_caught_up().await?;
-    t.source.fill("items", 1, 2_500, |i| format!("({i}, 'name {i}')")).await?;
+    t.source
+        .fill("items", 1, 2_500, |i| format!("({i}, 'name {i}')"))
+        .await?;
     t.source
         .exec(
             "update items set name = 'other' where id between 10 and 19;
@@ -32,6 +34,13 @@ async fn takes_changes_alone(t: &Trial) -> Result<()> {
     assert_eq!(report.count(&items, "u"), 10);
     assert_eq!(report.count(&items, "d"), 100);
     let old = t.source.table("old");
-    assert_eq!((report.count(&old, "r"), report.count(&old, "d"), report.count(&old, "c")), (0, 1, 1));
+    assert_eq!(
+        (
+            report.count(&old, "r"),
+            report.count(&old, "d"),
+            report.count(&old, "c")
+        ),
+        (0, 1, 1)
+    );
     Ok(())
 }

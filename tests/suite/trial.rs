@@ -54,7 +54,11 @@ impl Trial {
     /// The same trial on a server of its own with additional settings.
     pub async fn on_private_server(&self, settings: &[&str]) -> Result<Trial> {
         let source = Source::private(self.source.version(), settings, &self.stream).await?;
-        Ok(Trial { source, stream: self.stream.clone(), dir: self.dir.clone() })
+        Ok(Trial {
+            source,
+            stream: self.stream.clone(),
+            dir: self.dir.clone(),
+        })
     }
 
     /// The directory of a `file://` sink.
@@ -98,7 +102,9 @@ impl Trial {
     pub async fn expect_equal_in(&self, lake: &Path, tables: &[&str]) -> Result<Report> {
         let scratch = self.dir.join("exports");
         std::fs::create_dir_all(&scratch)?;
-        Oracle::new(lake, &self.stream)?.expect_equal(&self.source, tables, &scratch).await
+        Oracle::new(lake, &self.stream)?
+            .expect_equal(&self.source, tables, &scratch)
+            .await
     }
 
     /// The commit log's entries, oldest first.
@@ -107,17 +113,26 @@ impl Trial {
         if !dir.exists() {
             return Ok(Vec::new());
         }
-        let mut files: Vec<PathBuf> =
-            std::fs::read_dir(dir)?.flatten().map(|entry| entry.path()).collect();
+        let mut files: Vec<PathBuf> = std::fs::read_dir(dir)?
+            .flatten()
+            .map(|entry| entry.path())
+            .collect();
         files.retain(|f| f.extension().is_some_and(|e| e == "json"));
         files.sort();
-        files.iter().map(|f| Ok(serde_json::from_slice(&std::fs::read(f)?)?)).collect()
+        files
+            .iter()
+            .map(|f| Ok(serde_json::from_slice(&std::fs::read(f)?)?))
+            .collect()
     }
 
     /// Rows that the log's entries name for a table, copies and changes together.
     pub fn committed_rows(&self, table: &str) -> Result<u64> {
         let name = self.source.table(table);
-        Ok(self.log_entries()?.iter().map(|entry| rows_of(entry, &name)).sum())
+        Ok(self
+            .log_entries()?
+            .iter()
+            .map(|entry| rows_of(entry, &name))
+            .sum())
     }
 }
 
@@ -146,7 +161,11 @@ pub fn run(version: Version, name: &str, behaviour: impl AsyncFnOnce(&Trial) -> 
         runtime.block_on(async {
             let source = Source::shared(version, name).await?;
             let stream = source.database().trim_start_matches("t_").to_owned();
-            let trial = Trial { source, stream, dir: dir.path().to_owned() };
+            let trial = Trial {
+                source,
+                stream,
+                dir: dir.path().to_owned(),
+            };
             behaviour(&trial).await
         })
     }));
@@ -159,8 +178,12 @@ pub fn run(version: Version, name: &str, behaviour: impl AsyncFnOnce(&Trial) -> 
 }
 
 fn logs(dir: &Path) -> String {
-    let mut dirs: Vec<PathBuf> =
-        std::fs::read_dir(dir).map(|d| d.flatten().map(|e| e.path()).collect()).unwrap_or_default();
+    let mut dirs: Vec<PathBuf> = std::fs::read_dir(dir)
+        .map(|d| d.flatten().map(|e| e.path()).collect())
+        .unwrap_or_default();
     dirs.sort();
-    dirs.iter().filter(|d| d.join("caudal.toml").exists()).map(|d| Agent::logs(d)).collect()
+    dirs.iter()
+        .filter(|d| d.join("caudal.toml").exists())
+        .map(|d| Agent::logs(d))
+        .collect()
 }

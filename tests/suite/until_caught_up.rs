@@ -12,12 +12,16 @@ on_every_source!(ends_with_everything, ends_at_the_deadline);
 /// What was committed when it started is there, although the load never pauses.
 async fn ends_with_everything(t: &Trial) -> Result<()> {
     load::prepare(&t.source, 2_000).await?;
-    t.source.exec("create table marker (id {int8} primary key)").await?;
+    t.source
+        .exec("create table marker (id {int8} primary key)")
+        .await?;
     let agent = t.agent()?;
     agent.run_until_caught_up().await?;
     let load = Load::start(&t.source, 2, 2).await?;
     for round in 0..3u64 {
-        t.source.exec(&format!("insert into marker values ({round})")).await?;
+        t.source
+            .exec(&format!("insert into marker values ({round})"))
+            .await?;
         agent.run_until_caught_up().await?;
         let report = t.expect_equal(&["marker"]).await?;
         assert_eq!(report.count(&t.source.table("marker"), "c"), round + 1);
@@ -34,7 +38,10 @@ async fn ends_with_everything(t: &Trial) -> Result<()> {
 async fn ends_at_the_deadline(t: &Trial) -> Result<()> {
     let mut agent = t.agent()?;
     agent.config.set("source.port", i64::from(free_port()?));
-    let outcome = agent.run(&["run", "--until-caught-up", "--deadline", "3s"]).await?.expect(6)?;
+    let outcome = agent
+        .run(&["run", "--until-caught-up", "--deadline", "3s"])
+        .await?
+        .expect(6)?;
     assert!(outcome.took >= Duration::from_secs(2), "{:?}", outcome.took);
     assert!(outcome.took < Duration::from_secs(20), "{:?}", outcome.took);
     Ok(())

@@ -9,8 +9,12 @@ use std::time::Duration;
 on_every_source!(ends_with_4);
 
 async fn ends_with_4(t: &Trial) -> Result<()> {
-    t.source.exec("create table items (id {int8} primary key, name {text})").await?;
-    t.source.fill("items", 1, 500, |i| format!("({i}, 'a')")).await?;
+    t.source
+        .exec("create table items (id {int8} primary key, name {text})")
+        .await?;
+    t.source
+        .fill("items", 1, 500, |i| format!("({i}, 'a')"))
+        .await?;
     let earlier = t.agent()?;
     let mut first = earlier.spawn()?;
     let before = first.wait_until_live().await?;
@@ -22,7 +26,10 @@ async fn ends_with_4(t: &Trial) -> Result<()> {
 
     // Another one, as on another machine: the later agent takes over.
     let mut config = t.config();
-    config.set("stream.state_dir", t.dir().join("state-later").display().to_string());
+    config.set(
+        "stream.state_dir",
+        t.dir().join("state-later").display().to_string(),
+    );
     let later = t.agent_with("agent-later", config)?;
     let mut second = later.spawn()?;
     let after = second
@@ -30,7 +37,9 @@ async fn ends_with_4(t: &Trial) -> Result<()> {
             s.generation > before.generation && s.all_live()
         })
         .await?;
-    t.source.fill("items", 1_000, 500, |i| format!("({i}, 'b')")).await?;
+    t.source
+        .fill("items", 1_000, 500, |i| format!("({i}, 'b')"))
+        .await?;
     let fenced = first.wait(PATIENCE).await?.expect(4)?;
     assert!(!fenced.stderr.contains("panicked"), "{}", fenced.stderr);
     eventually("the later agent commits", async || {

@@ -212,9 +212,9 @@ fn documents(tree: &Tree) -> impl Iterator<Item = &File> {
 fn documents_name_paths_that_exist() {
     let tree = Tree::read();
     let mut findings = Vec::new();
-    for file in documents(&tree) {
+    for file in documents(tree) {
         for (number, line) in file.lines() {
-            for path in tree::spoken_paths(&tree, line) {
+            for path in tree::spoken_paths(tree, line) {
                 if !tree.exists(&path) {
                     findings.push(format!("{}:{number}: there is no {path}", file.path));
                 }
@@ -239,7 +239,7 @@ fn documents_name_paths_that_exist() {
     ] {
         let file = tree.file(path);
         for (number, line) in file.lines() {
-            for path in tree::spoken_paths(&tree, line) {
+            for path in tree::spoken_paths(tree, line) {
                 if !tree.exists(&path) {
                     findings.push(format!("{}:{number}: there is no {path}", file.path));
                 }

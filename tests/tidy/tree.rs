@@ -24,8 +24,8 @@ const MADE: [&str; 4] = ["target", ".git", ".work", "corpus"];
 
 fn walk(root: &Path, folder: &Path, into: &mut Vec<File>) {
     let entries = std::fs::read_dir(folder)
-        .unwrap()
-        .map(|e| e.unwrap().path());
+        .expect("a folder can be listed")
+        .map(|e| e.expect("an entry can be read").path());
     for path in entries {
         let name = path
             .file_name()
@@ -42,7 +42,7 @@ fn walk(root: &Path, folder: &Path, into: &mut Vec<File>) {
         {
             let path = path
                 .strip_prefix(root)
-                .unwrap()
+                .expect("it was found below the root")
                 .to_string_lossy()
                 .into_owned();
             into.push(File { path, text });
@@ -57,7 +57,7 @@ impl Tree {
         TREE.get_or_init(|| {
             let root = Path::new(env!("CARGO_MANIFEST_DIR"))
                 .parent()
-                .unwrap()
+                .expect("tests is a folder of the root")
                 .to_owned();
             let mut files = Vec::new();
             walk(&root, &root, &mut files);

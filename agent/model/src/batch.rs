@@ -8,8 +8,8 @@
 use crate::schema::TableSchema;
 use crate::{ColumnBuilder, Error, Op, Result, TableName, TransactionMeta};
 use arrow::array::{
-    ArrayRef, AsArray, DictionaryArray, Int8Array, Int32Array, Int64Array, ListArray,
-    RecordBatch, StringArray, TimestampMicrosecondArray,
+    ArrayRef, AsArray, DictionaryArray, Int8Array, Int32Array, Int64Array, ListArray, RecordBatch,
+    StringArray, TimestampMicrosecondArray,
 };
 use arrow::buffer::{NullBuffer, OffsetBuffer, ScalarBuffer};
 use arrow::datatypes::{DataType, Field, Int64Type, Schema};
@@ -93,16 +93,20 @@ impl TableBuffer {
         if rows == 0 {
             return Ok(());
         }
-        let mut arrays: Vec<ArrayRef> = self.columns.iter_mut().map(ColumnBuilder::finish).collect();
+        let mut arrays: Vec<ArrayRef> =
+            self.columns.iter_mut().map(ColumnBuilder::finish).collect();
         let codes = StringArray::from_iter_values(Op::ALL.iter().map(|o| o.code()));
         let ops = DictionaryArray::try_new(
             Int8Array::from(std::mem::take(&mut self.ops)),
             Arc::new(codes),
         );
-        arrays.push(Arc::new(ops.map_err(|e| Error::bug("operation out of range").caused_by(e))?));
+        arrays.push(Arc::new(
+            ops.map_err(|e| Error::bug("operation out of range").caused_by(e))?,
+        ));
         let seqs = std::mem::take(&mut self.seqs);
-        let (first_seq, last_seq) =
-            seqs.iter().fold((i64::MAX, i64::MIN), |(a, b), s| (a.min(*s), b.max(*s)));
+        let (first_seq, last_seq) = seqs
+            .iter()
+            .fold((i64::MAX, i64::MIN), |(a, b), s| (a.min(*s), b.max(*s)));
         arrays.push(Arc::new(Int64Array::from(seqs)));
 
         // One dictionary entry a transaction of this batch, not of the whole buffer.
@@ -126,7 +130,12 @@ impl TableBuffer {
         self.bytes = 0;
         let rows = RecordBatch::try_new(self.arrow.clone(), arrays)
             .map_err(|e| Error::bug("rows do not fit their schema").caused_by(e))?;
-        self.ready.push(TableBatch { schema: self.schema.clone(), rows, first_seq, last_seq });
+        self.ready.push(TableBatch {
+            schema: self.schema.clone(),
+            rows,
+            first_seq,
+            last_seq,
+        });
         Ok(())
     }
 
@@ -136,13 +145,20 @@ impl TableBuffer {
         let mut valid = vec![false; rows];
         let mut at = 0;
         for (row, valid) in valid.iter_mut().enumerate() {
-            while self.unchanged.get(at).is_some_and(|(r, _)| *r as usize == row) {
+            while self
+                .unchanged
+                .get(at)
+                .is_some_and(|(r, _)| *r as usize == row)
+            {
                 at += 1;
                 *valid = true;
             }
             offsets.push(at as i32);
         }
-        let names = self.unchanged.iter().map(|(_, c)| &*self.schema.columns[*c as usize].name);
+        let names = self
+            .unchanged
+            .iter()
+            .map(|(_, c)| &*self.schema.columns[*c as usize].name);
         ListArray::new(
             Arc::new(Field::new("element", DataType::Utf8, true)),
             OffsetBuffer::new(ScalarBuffer::from(offsets)),
@@ -158,7 +174,11 @@ impl TableBuffer {
         self.ops.truncate(rows);
         self.seqs.truncate(rows);
         self.transactions.truncate(rows);
-        while self.unchanged.last().is_some_and(|(r, _)| *r as usize >= rows) {
+        while self
+            .unchanged
+            .last()
+            .is_some_and(|(r, _)| *r as usize >= rows)
+        {
             self.unchanged.pop();
         }
     }
@@ -195,7 +215,10 @@ impl ChangeBuffer {
 
     /// A buffer for snapshot rows, which all get `base_seq`.
     pub fn for_snapshot(base_seq: i64, limit: usize) -> Self {
-        ChangeBuffer { fixed_seq: true, ..Self::new(base_seq, limit) }
+        ChangeBuffer {
+            fixed_seq: true,
+            ..Self::new(base_seq, limit)
+        }
     }
 
     /// The table's place; the same schema version always has the same one.
@@ -205,7 +228,11 @@ impl ChangeBuffer {
             self.tables.push(TableBuffer {
                 schema: schema.clone(),
                 arrow: schema.arrow_changes(),
-                columns: schema.columns.iter().map(|c| ColumnBuilder::new(&c.lake_type)).collect(),
+                columns: schema
+                    .columns
+                    .iter()
+                    .map(|c| ColumnBuilder::new(&c.lake_type))
+                    .collect(),
                 ops: Vec::new(),
                 seqs: Vec::new(),
                 transactions: Vec::new(),
@@ -226,7 +253,9 @@ impl ChangeBuffer {
     /// decoder may keep it from call to call.
     #[inline]
     pub fn is_slot_of(&self, slot: Slot, schema: &Arc<TableSchema>) -> bool {
-        self.tables.get(slot.0 as usize).is_some_and(|t| Arc::ptr_eq(&t.schema, schema))
+        self.tables
+            .get(slot.0 as usize)
+            .is_some_and(|t| Arc::ptr_eq(&t.schema, schema))
     }
 
     /// The rows that follow belong to this transaction (or snapshot read).
@@ -265,7 +294,11 @@ impl ChangeBuffer {
         let table = &mut self.tables[slot.0 as usize];
         let open = table.bytes;
         table.seal(&self.transactions)?;
-        let sealed = if open > 0 { table.ready.last().map_or(0, TableBatch::bytes) } else { 0 };
+        let sealed = if open > 0 {
+            table.ready.last().map_or(0, TableBatch::bytes)
+        } else {
+            0
+        };
         self.bytes = (self.bytes + sealed + batch.bytes()).saturating_sub(open);
         table.ready.push(batch);
         Ok(())
@@ -295,7 +328,9 @@ impl ChangeBuffer {
 
     /// Whether there are no rows.
     pub fn is_empty(&self) -> bool {
-        self.tables.iter().all(|t| t.ops.is_empty() && t.ready.is_empty())
+        self.tables
+            .iter()
+            .all(|t| t.ops.is_empty() && t.ready.is_empty())
     }
 
     /// Drops the rows that are still held of one table, e.g. when it becomes `errored`.
@@ -373,7 +408,11 @@ impl RowWriter<'_> {
             if c.len() < rows {
                 c.push_null();
             }
-            assert!(c.len() == rows, "two cells in one column of {}", self.table.schema.table);
+            assert!(
+                c.len() == rows,
+                "two cells in one column of {}",
+                self.table.schema.table
+            );
             bytes += 8;
         }
         self.done = true;
@@ -398,8 +437,8 @@ impl Drop for RowWriter<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::schema::ColumnSpec;
     use crate::LakeType;
+    use crate::schema::ColumnSpec;
     use arrow::array::Array;
 
     fn schema() -> Arc<TableSchema> {
@@ -417,7 +456,10 @@ mod tests {
     }
 
     fn meta(position: &str) -> TransactionMeta {
-        TransactionMeta { committed_at_us: 7, position: position.into() }
+        TransactionMeta {
+            committed_at_us: 7,
+            position: position.into(),
+        }
     }
 
     fn insert(b: &mut ChangeBuffer, slot: Slot, id: i32, v: &str) -> i64 {
@@ -476,10 +518,12 @@ mod tests {
             b.adopt(t.rebase(first, &meta("p2")).unwrap()).unwrap();
         }
         let out = b.take().unwrap();
-        assert_eq!(out.iter().map(|t| (t.first_seq, t.last_seq)).collect::<Vec<_>>(), [
-            (100, 100),
-            (101, 102)
-        ]);
+        assert_eq!(
+            out.iter()
+                .map(|t| (t.first_seq, t.last_seq))
+                .collect::<Vec<_>>(),
+            [(100, 100), (101, 102)]
+        );
         let positions = out[1].rows.column(5).as_any_dictionary();
         assert_eq!(positions.values().as_string::<i32>().value(0), "p2");
     }
@@ -489,7 +533,10 @@ mod tests {
         let mut b = ChangeBuffer::for_snapshot(5, 1 << 20);
         let slot = b.slot(&schema());
         b.begin(meta("p"));
-        assert_eq!((insert(&mut b, slot, 1, "a"), insert(&mut b, slot, 2, "b")), (5, 5));
+        assert_eq!(
+            (insert(&mut b, slot, 1, "a"), insert(&mut b, slot, 2, "b")),
+            (5, 5)
+        );
         assert_eq!(b.next_seq(), 5);
     }
 }

@@ -20,7 +20,13 @@ pub enum Op {
 
 impl Op {
     /// Every operation, in the order of its discriminant.
-    pub const ALL: [Op; 5] = [Op::Snapshot, Op::Insert, Op::Update, Op::Delete, Op::Truncate];
+    pub const ALL: [Op; 5] = [
+        Op::Snapshot,
+        Op::Insert,
+        Op::Update,
+        Op::Delete,
+        Op::Truncate,
+    ];
 
     /// The text in the `_op` column.
     pub fn code(self) -> &'static str {

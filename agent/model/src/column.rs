@@ -6,8 +6,8 @@
 
 use crate::LakeType;
 use arrow::array::{
-    ArrayRef, BinaryArray, BooleanArray, BooleanBufferBuilder, Decimal128Array, ListArray, MapArray,
-    PrimitiveArray, StringArray, StructArray,
+    ArrayRef, BinaryArray, BooleanArray, BooleanBufferBuilder, Decimal128Array, ListArray,
+    MapArray, PrimitiveArray, StringArray, StructArray,
 };
 use arrow::buffer::{Buffer, NullBuffer, OffsetBuffer, ScalarBuffer};
 use arrow::datatypes::{
@@ -63,7 +63,10 @@ pub struct Fixed<T> {
 
 impl<T: Copy + Default> Fixed<T> {
     fn new() -> Self {
-        Fixed { values: Vec::new(), validity: Validity::default() }
+        Fixed {
+            values: Vec::new(),
+            validity: Validity::default(),
+        }
     }
     /// Appends a cell.
     #[inline]
@@ -97,7 +100,11 @@ pub struct Variable {
 
 impl Variable {
     fn new() -> Self {
-        Variable { offsets: vec![0], data: Vec::new(), validity: Validity::default() }
+        Variable {
+            offsets: vec![0],
+            data: Vec::new(),
+            validity: Validity::default(),
+        }
     }
     #[inline]
     fn close(&mut self) {
@@ -114,7 +121,10 @@ impl Variable {
     }
     /// Appends a cell that `write` produces in place; nothing is kept if it fails.
     #[inline]
-    pub fn push_with<E>(&mut self, write: impl FnOnce(&mut Vec<u8>) -> Result<(), E>) -> Result<(), E> {
+    pub fn push_with<E>(
+        &mut self,
+        write: impl FnOnce(&mut Vec<u8>) -> Result<(), E>,
+    ) -> Result<(), E> {
         let start = self.data.len();
         if let Err(e) = write(&mut self.data) {
             self.data.truncate(start);
@@ -142,7 +152,11 @@ impl Variable {
     fn take(&mut self) -> (OffsetBuffer<i32>, Buffer, Option<NullBuffer>) {
         let offsets = std::mem::replace(&mut self.offsets, vec![0]);
         let data = std::mem::take(&mut self.data);
-        (OffsetBuffer::new(ScalarBuffer::from(offsets)), Buffer::from_vec(data), self.validity.take())
+        (
+            OffsetBuffer::new(ScalarBuffer::from(offsets)),
+            Buffer::from_vec(data),
+            self.validity.take(),
+        )
     }
 }
 
@@ -220,9 +234,12 @@ impl ColumnBuilder {
                 items: Box::new(ColumnBuilder::new(item)),
                 validity: Validity::default(),
             }),
-            LakeType::Map => {
-                ColumnBuilder::Map(vec![0], Variable::new(), Variable::new(), MapValidity::default())
-            }
+            LakeType::Map => ColumnBuilder::Map(
+                vec![0],
+                Variable::new(),
+                Variable::new(),
+                MapValidity::default(),
+            ),
         }
     }
 
@@ -419,9 +436,14 @@ impl ColumnBuilder {
                     let (offsets, data, nulls) = c.take();
                     Arc::new(StringArray::new(offsets, data, nulls)) as ArrayRef
                 };
-                let DataType::Map(entry, _) = LakeType::Map.arrow() else { unreachable!() };
-                let DataType::Struct(fields) = entry.data_type() else { unreachable!() };
-                let entries = StructArray::new(fields.clone(), vec![text(keys), text(values)], None);
+                let DataType::Map(entry, _) = LakeType::Map.arrow() else {
+                    unreachable!()
+                };
+                let DataType::Struct(fields) = entry.data_type() else {
+                    unreachable!()
+                };
+                let entries =
+                    StructArray::new(fields.clone(), vec![text(keys), text(values)], None);
                 let offsets = OffsetBuffer::new(ScalarBuffer::from(offsets));
                 Arc::new(MapArray::new(entry, offsets, entries, v.0.take(), false))
             }
@@ -437,7 +459,9 @@ mod tests {
     #[test]
     fn a_truncated_cell_leaves_no_trace() {
         let mut c = ColumnBuilder::new(&LakeType::Utf8);
-        let ColumnBuilder::Utf8(v) = &mut c else { unreachable!() };
+        let ColumnBuilder::Utf8(v) = &mut c else {
+            unreachable!()
+        };
         v.push(b"one");
         v.push(b"two");
         c.push_null();

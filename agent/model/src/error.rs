@@ -171,8 +171,11 @@ impl fmt::Display for Error {
             write!(f, "table {t}: ")?;
         }
         f.write_str(&self.0.message)?;
-        let mut cause: Option<&(dyn StdError + 'static)> =
-            self.0.source.as_deref().map(|s| s as &(dyn StdError + 'static));
+        let mut cause: Option<&(dyn StdError + 'static)> = self
+            .0
+            .source
+            .as_deref()
+            .map(|s| s as &(dyn StdError + 'static));
         let mut last = self.0.message.clone();
         while let Some(c) = cause {
             let text = c.to_string();
@@ -199,6 +202,9 @@ impl fmt::Debug for Error {
 
 impl StdError for Error {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
-        self.0.source.as_deref().map(|s| s as &(dyn StdError + 'static))
+        self.0
+            .source
+            .as_deref()
+            .map(|s| s as &(dyn StdError + 'static))
     }
 }

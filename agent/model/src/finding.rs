@@ -34,7 +34,13 @@ pub struct Finding {
 impl Finding {
     /// A finding about the whole source or sink.
     pub fn new(severity: Severity, check: &'static str, reason: impl Into<String>) -> Self {
-        Finding { severity, check, subject: None, reason: reason.into(), mend: None }
+        Finding {
+            severity,
+            check,
+            subject: None,
+            reason: reason.into(),
+            mend: None,
+        }
     }
     /// Names the table or column.
     pub fn subject(mut self, subject: impl ToString) -> Self {

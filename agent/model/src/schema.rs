@@ -103,9 +103,16 @@ impl LakeType {
             (Int8, Int16 | Int32 | Int64) | (Int16, Int32 | Int64) | (Int32, Int64) => true,
             (Float32, Float64) => true,
             // Iceberg's rule: the scale must stay.
-            (Decimal { precision: p, scale: s }, Decimal { precision: q, scale: t }) => {
-                s == t && p <= q
-            }
+            (
+                Decimal {
+                    precision: p,
+                    scale: s,
+                },
+                Decimal {
+                    precision: q,
+                    scale: t,
+                },
+            ) => s == t && p <= q,
             _ => false,
         }
     }
@@ -186,7 +193,9 @@ impl Serialize for LakeType {
 }
 impl<'de> Deserialize<'de> for LakeType {
     fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-        String::deserialize(d)?.parse().map_err(serde::de::Error::custom)
+        String::deserialize(d)?
+            .parse()
+            .map_err(serde::de::Error::custom)
     }
 }
 
@@ -259,7 +268,12 @@ pub enum Evolution {
 
 impl TableSchema {
     /// Version 1 of a table.
-    pub fn first(table: TableName, since_seq: i64, specs: Vec<ColumnSpec>, key: Vec<String>) -> Self {
+    pub fn first(
+        table: TableName,
+        since_seq: i64,
+        specs: Vec<ColumnSpec>,
+        key: Vec<String>,
+    ) -> Self {
         let columns = specs
             .into_iter()
             .zip(1..)
@@ -271,14 +285,27 @@ impl TableSchema {
                 default: None,
             })
             .collect();
-        TableSchema { format: 1, table, version: 1, since_seq, key, columns }
+        TableSchema {
+            format: 1,
+            table,
+            version: 1,
+            since_seq,
+            key,
+            columns,
+        }
     }
 
     /// Compares the source's columns with this version, by name.
     ///
     /// `next_id` is one more than the greatest id of any version of the table, so
     /// that a column dropped and added again gets a new one.
-    pub fn evolve(&self, since_seq: i64, specs: &[ColumnSpec], key: &[String], next_id: i32) -> Evolution {
+    pub fn evolve(
+        &self,
+        since_seq: i64,
+        specs: &[ColumnSpec],
+        key: &[String],
+        next_id: i32,
+    ) -> Evolution {
         if self.key != key {
             return Evolution::Recopy(format!(
                 "its key changed from ({}) to ({})",
@@ -327,6 +354,45 @@ impl TableSchema {
         })
     }
 
+    /// The version with which the table is copied again: nothing older has to be read as
+    /// it, so any column and key may change. A column keeps its id where its values do.
+    pub fn recopied(
+        &self,
+        since_seq: i64,
+        specs: &[ColumnSpec],
+        key: &[String],
+        next_id: i32,
+    ) -> Evolution {
+        let mut next_id = next_id;
+        let columns: Vec<Column> = specs
+            .iter()
+            .map(|spec| {
+                let old = self.columns.iter().find(|c| c.name == spec.name);
+                let old = old.filter(|c| c.lake_type.widens_to(&spec.lake_type));
+                let id = old.map_or(next_id, |c| c.id);
+                next_id += i32::from(old.is_none());
+                Column {
+                    id,
+                    name: spec.name.clone(),
+                    source_type: spec.source_type.clone(),
+                    lake_type: spec.lake_type.clone(),
+                    default: None,
+                }
+            })
+            .collect();
+        if columns == self.columns && key == self.key {
+            return Evolution::Same;
+        }
+        Evolution::Next(TableSchema {
+            format: 1,
+            table: self.table.clone(),
+            version: self.version + 1,
+            since_seq,
+            key: key.to_vec(),
+            columns,
+        })
+    }
+
     /// Whether the table has a key.
     pub fn has_key(&self) -> bool {
         !self.key.is_empty()
@@ -343,14 +409,18 @@ impl TableSchema {
     /// The Arrow schema of a change batch: the table's columns, then [`META_COLUMNS`].
     pub fn arrow_changes(&self) -> Arc<Schema> {
         let with_id = |f: Field, id: i32| {
-            f.with_metadata(HashMap::from([("PARQUET:field_id".to_owned(), id.to_string())]))
+            f.with_metadata(HashMap::from([(
+                "PARQUET:field_id".to_owned(),
+                id.to_string(),
+            )]))
         };
         let mut fields: Vec<Field> = self
             .columns
             .iter()
             .map(|c| with_id(Field::new(&c.name, c.lake_type.arrow(), true), c.id))
             .collect();
-        let dictionary = |key: DataType| DataType::Dictionary(Box::new(key), Box::new(DataType::Utf8));
+        let dictionary =
+            |key: DataType| DataType::Dictionary(Box::new(key), Box::new(DataType::Utf8));
         let types = [
             (dictionary(DataType::Int8), false),
             (DataType::Int64, false),
@@ -370,7 +440,11 @@ mod tests {
     use super::*;
 
     fn spec(name: &str, lake_type: LakeType) -> ColumnSpec {
-        ColumnSpec { name: name.into(), source_type: lake_type.to_string(), lake_type }
+        ColumnSpec {
+            name: name.into(),
+            source_type: lake_type.to_string(),
+            lake_type,
+        }
     }
 
     #[test]
@@ -379,14 +453,26 @@ mod tests {
         for t in [
             Boolean,
             Int8,
-            Decimal { precision: 38, scale: 0 },
-            List(Box::new(Decimal { precision: 5, scale: 2 })),
+            Decimal {
+                precision: 38,
+                scale: 0,
+            },
+            List(Box::new(Decimal {
+                precision: 5,
+                scale: 2,
+            })),
             Map,
             TimestampUtc,
         ] {
             assert_eq!(t.to_string().parse::<LakeType>().unwrap(), t);
         }
-        for bad in ["int128", "decimal(39,0)", "decimal(2,3)", "list<x>", "decimal(0,0)"] {
+        for bad in [
+            "int128",
+            "decimal(39,0)",
+            "decimal(2,3)",
+            "list<x>",
+            "decimal(0,0)",
+        ] {
             assert!(bad.parse::<LakeType>().is_err(), "{bad}");
         }
     }
@@ -401,12 +487,20 @@ mod tests {
         );
         let key = ["id".to_string()];
         assert_eq!(
-            v1.evolve(5, &[spec("id", LakeType::Int32), spec("a", LakeType::Utf8)], &key, 3),
+            v1.evolve(
+                5,
+                &[spec("id", LakeType::Int32), spec("a", LakeType::Utf8)],
+                &key,
+                3
+            ),
             Evolution::Same
         );
-        let Evolution::Next(v2) =
-            v1.evolve(5, &[spec("b", LakeType::Date32), spec("id", LakeType::Int64)], &key, 3)
-        else {
+        let Evolution::Next(v2) = v1.evolve(
+            5,
+            &[spec("b", LakeType::Date32), spec("id", LakeType::Int64)],
+            &key,
+            3,
+        ) else {
             panic!("widening and adding make a new version")
         };
         assert_eq!((v2.version, v2.since_seq), (2, 5));
@@ -415,6 +509,18 @@ mod tests {
             v1.evolve(5, &[spec("id", LakeType::Utf8)], &key, 3),
             Evolution::Recopy(_)
         ));
-        assert!(matches!(v1.evolve(5, &[spec("id", LakeType::Int32)], &[], 3), Evolution::Recopy(_)));
+        assert!(matches!(
+            v1.evolve(5, &[spec("id", LakeType::Int32)], &[], 3),
+            Evolution::Recopy(_)
+        ));
+        let Evolution::Next(v2) = v1.recopied(
+            9,
+            &[spec("id", LakeType::Utf8), spec("a", LakeType::Utf8)],
+            &[],
+            3,
+        ) else {
+            panic!("another type and key make a new version")
+        };
+        assert_eq!(v2.columns.iter().map(|c| c.id).collect::<Vec<_>>(), [3, 2]);
     }
 }

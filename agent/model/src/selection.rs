@@ -26,13 +26,18 @@ impl Selection {
                 })
                 .collect::<Result<Vec<_>, String>>()
         };
-        Ok(Selection { include: parse(include)?, exclude: parse(exclude)? })
+        Ok(Selection {
+            include: parse(include)?,
+            exclude: parse(exclude)?,
+        })
     }
 
     /// Whether the stream carries this table.
     pub fn matches(&self, table: &TableName) -> bool {
         let hit = |patterns: &[(WildMatch, WildMatch)]| {
-            patterns.iter().any(|(s, n)| s.matches(&table.schema) && n.matches(&table.name))
+            patterns
+                .iter()
+                .any(|(s, n)| s.matches(&table.schema) && n.matches(&table.name))
         };
         hit(&self.include) && !hit(&self.exclude)
     }

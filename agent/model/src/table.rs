@@ -20,7 +20,10 @@ pub struct TableName {
 impl TableName {
     /// A table name from its two parts.
     pub fn new(schema: impl Into<String>, name: impl Into<String>) -> Self {
-        TableName { schema: schema.into(), name: name.into() }
+        TableName {
+            schema: schema.into(),
+            name: name.into(),
+        }
     }
 }
 
@@ -85,7 +88,9 @@ impl FromStr for TableName {
             Ok([schema, name]) if !schema.is_empty() && !name.is_empty() => {
                 Ok(TableName { schema, name })
             }
-            _ => Err(format!("`{s}` is not `schema.table` (MySQL: `database.table`)")),
+            _ => Err(format!(
+                "`{s}` is not `schema.table` (MySQL: `database.table`)"
+            )),
         }
     }
 }
@@ -97,7 +102,9 @@ impl Serialize for TableName {
 }
 impl<'de> Deserialize<'de> for TableName {
     fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-        String::deserialize(d)?.parse().map_err(serde::de::Error::custom)
+        String::deserialize(d)?
+            .parse()
+            .map_err(serde::de::Error::custom)
     }
 }
 
@@ -107,7 +114,12 @@ mod tests {
 
     #[test]
     fn printing_and_parsing_are_inverse() {
-        for (a, b) in [("public", "orders"), ("we.ird", "t"), ("s", "a\"b"), ("s p", "ü")] {
+        for (a, b) in [
+            ("public", "orders"),
+            ("we.ird", "t"),
+            ("s", "a\"b"),
+            ("s p", "ü"),
+        ] {
             let t = TableName::new(a, b);
             assert_eq!(t.to_string().parse::<TableName>().unwrap(), t, "{t}");
         }

@@ -200,6 +200,11 @@ pub trait Source: Send + Sync {
     /// How far the source has got beyond `reached`.
     async fn progress(&self, reached: &Position) -> Result<SourceProgress>;
 
+    /// Values that were changed on their way so far, by reason.
+    fn coerced(&self) -> Vec<(&'static str, u64)> {
+        Vec::new()
+    }
+
     /// Whether a tail that stands at `reached` has delivered everything up to `target`.
     /// Errors if either text is not a position of this source.
     fn covers(&self, reached: &Position, target: &Position) -> Result<bool>;

@@ -135,7 +135,11 @@ impl Script {
 
 impl Database {
     fn state_at(&self, position: u64) -> State {
-        let mut state: State = self.tables.keys().map(|t| (t.clone(), Vec::new())).collect();
+        let mut state: State = self
+            .tables
+            .keys()
+            .map(|t| (t.clone(), Vec::new()))
+            .collect();
         for change in self.log.iter().take(position as usize).flatten() {
             let rows = state.entry(change.table().clone()).or_default();
             let mut remove = |row: &Row| {
@@ -162,7 +166,10 @@ impl Database {
 
 fn parse(position: &Position) -> Result<u64> {
     position.as_str().parse().map_err(|_| {
-        Error::fatal(Kind::Corrupt, format!("`{position}` is not a position of a scripted source"))
+        Error::fatal(
+            Kind::Corrupt,
+            format!("`{position}` is not a position of a scripted source"),
+        )
     })
 }
 
@@ -210,7 +217,11 @@ impl Source for Script {
         let tables = db.tables.iter().map(|(table, keyed)| DiscoveredTable {
             table: table.clone(),
             columns: vec![column("id"), column("value"), column("big")],
-            key: if *keyed { vec!["id".to_owned()] } else { Vec::new() },
+            key: if *keyed {
+                vec!["id".to_owned()]
+            } else {
+                Vec::new()
+            },
             estimated_rows: 0,
             estimated_bytes: 0,
             problems: Vec::new(),
@@ -240,7 +251,11 @@ impl Source for Script {
     async fn progress(&self, reached: &Position) -> Result<SourceProgress> {
         let end = self.end();
         let lag_bytes = Some(end.saturating_sub(parse(reached)?));
-        Ok(SourceProgress { position: position(end), lag_bytes, retained_bytes: None })
+        Ok(SourceProgress {
+            position: position(end),
+            lag_bytes,
+            retained_bytes: None,
+        })
     }
 
     fn covers(&self, reached: &Position, target: &Position) -> Result<bool> {
@@ -256,7 +271,12 @@ impl Source for Script {
                 format!("{from} was acknowledged and is gone"),
             ));
         }
-        let mut tail = ScriptedTail { script: self.clone(), at: from, within: 0, tables: HashMap::new() };
+        let mut tail = ScriptedTail {
+            script: self.clone(),
+            at: from,
+            within: 0,
+            tables: HashMap::new(),
+        };
         for t in tables {
             tail.track(t);
         }
@@ -266,7 +286,12 @@ impl Source for Script {
     async fn open_reader(&self) -> Result<Box<dyn ChunkReader>> {
         self.fault("open_reader")?;
         let rows = VecDeque::new();
-        Ok(Box::new(ScriptedReader { script: self.clone(), schema: None, rows, exact: None }))
+        Ok(Box::new(ScriptedReader {
+            script: self.clone(),
+            schema: None,
+            rows,
+            exact: None,
+        }))
     }
 }
 
@@ -288,7 +313,14 @@ struct ScriptedTail {
 impl ScriptedTail {
     /// Appends one change; those that an exact read saw are left out (INV-6).
     fn append(&self, number: u64, change: &Change, into: &mut ChangeBuffer) {
-        let Some(Carried { schema, mark, copying }) = self.tables.get(change.table()) else { return };
+        let Some(Carried {
+            schema,
+            mark,
+            copying,
+        }) = self.tables.get(change.table())
+        else {
+            return;
+        };
         if number <= *mark {
             return;
         }
@@ -323,7 +355,9 @@ impl Tail for ScriptedTail {
         let next = self.script.db().log.get(self.at as usize).cloned();
         let Some(changes) = next else {
             tokio::time::sleep(Duration::from_millis(1)).await;
-            return Ok(TailEvent::Heartbeat { position: position(self.at) });
+            return Ok(TailEvent::Heartbeat {
+                position: position(self.at),
+            });
         };
         let number = self.at + 1;
         if self.within == 0 {
@@ -357,8 +391,17 @@ impl Tail for ScriptedTail {
 
     fn track(&mut self, table: TrackedTable) {
         let mark = table.mark.and_then(|m| m.parse().ok()).unwrap_or(0);
-        let TrackedTable { schema, copying, .. } = table;
-        self.tables.insert(schema.table.clone(), Carried { schema, mark, copying });
+        let TrackedTable {
+            schema, copying, ..
+        } = table;
+        self.tables.insert(
+            schema.table.clone(),
+            Carried {
+                schema,
+                mark,
+                copying,
+            },
+        );
     }
 
     fn live(&mut self, table: &TableName) {
@@ -388,7 +431,9 @@ struct ScriptedReader {
 }
 
 fn bound(b: &Option<caudal_model::ChunkBound>) -> Option<i64> {
-    b.as_ref().and_then(|b| b.first()).and_then(|b| b.parse().ok())
+    b.as_ref()
+        .and_then(|b| b.first())
+        .and_then(|b| b.parse().ok())
 }
 
 impl ScriptedReader {
@@ -414,19 +459,34 @@ impl ChunkReader for ScriptedReader {
         Ok(self.script.db().visible.to_string())
     }
 
-    async fn plan(&mut self, schema: &Arc<TableSchema>, after: Option<&Chunk>) -> Result<Option<Chunk>> {
+    async fn plan(
+        &mut self,
+        schema: &Arc<TableSchema>,
+        after: Option<&Chunk>,
+    ) -> Result<Option<Chunk>> {
         self.script.fault("plan")?;
         let id = after.map_or(1, |c| c.id + 1);
         if !schema.has_key() {
-            return Ok(after.is_none().then_some(Chunk { id, after: None, through: None }));
+            return Ok(after.is_none().then_some(Chunk {
+                id,
+                after: None,
+                through: None,
+            }));
         }
         let lower = after.and_then(|c| c.through.clone());
         let floor = bound(&lower);
         let rows = self.visible_rows(&schema.table);
         let size = self.script.db().chunk_rows;
-        let mut keys = rows.iter().map(|r| r.id).filter(|id| floor.is_none_or(|f| *id > f));
+        let mut keys = rows
+            .iter()
+            .map(|r| r.id)
+            .filter(|id| floor.is_none_or(|f| *id > f));
         let through = keys.nth(size - 1).map(|k| vec![k.to_string()]);
-        Ok(Some(Chunk { id, after: lower, through }))
+        Ok(Some(Chunk {
+            id,
+            after: lower,
+            through,
+        }))
     }
 
     async fn start(&mut self, schema: &Arc<TableSchema>, chunk: &Chunk) -> Result<()> {
@@ -451,7 +511,9 @@ impl ChunkReader for ScriptedReader {
     async fn next(&mut self, into: &mut ChangeBuffer) -> Result<ChunkEvent> {
         self.script.fault("chunk_next")?;
         tokio::time::sleep(Duration::from_millis(1)).await;
-        let Some(schema) = self.schema.clone() else { return Err(Error::bug("no chunk was started")) };
+        let Some(schema) = self.schema.clone() else {
+            return Err(Error::bug("no chunk was started"));
+        };
         while let Some(row) = self.rows.front() {
             if into.is_full() {
                 return Ok(ChunkEvent::Full);

@@ -5,6 +5,7 @@
 
 mod check;
 mod output;
+mod resnapshot;
 mod run;
 mod schema;
 mod status;
@@ -55,6 +56,8 @@ enum Command {
     Check,
     /// List the selected tables: size, key, planned chunks, columns and their lake types.
     Tables,
+    /// Have tables copied again by the next run; stop the agent first.
+    Resnapshot(ResnapshotArguments),
     /// Show the state of the stream and its tables, with the agent up or down.
     Status,
     /// Print the JSON Schema of the config file.
@@ -71,6 +74,14 @@ struct RunArguments {
     /// End with exit code 6 if that takes longer, such as "15m".
     #[arg(long, value_name = "DURATION", value_parser = units::parse_duration)]
     deadline: Option<Duration>,
+}
+
+#[derive(Debug, clap::Args)]
+struct ResnapshotArguments {
+    /// Tables as `schema.table`; `*` and `?` are patterns. Naming all of them also moves
+    /// the stream to where the source's log is now.
+    #[arg(required = true, value_name = "TABLE")]
+    tables: Vec<String>,
 }
 
 /// The exit code of a command that failed.
@@ -151,6 +162,9 @@ fn execute(cli: Cli, bars: &MultiProgress) -> Result<u8> {
             }
             Command::Check => Box::pin(check::execute(&config, &output)).await,
             Command::Tables => Box::pin(tables::execute(&config, &output)).await,
+            Command::Resnapshot(arguments) => {
+                Box::pin(resnapshot::execute(&config, &arguments, &output)).await
+            }
             Command::Status => Box::pin(status::execute(&config, &output)).await,
             Command::Schema => schema::execute(&output),
         }

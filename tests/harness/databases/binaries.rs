@@ -19,8 +19,16 @@ pub struct Programs {
 impl Programs {
     /// The path of a program; of the first place if it is missing, so that the error names it.
     pub fn path(&self, name: &str) -> PathBuf {
-        let found = self.bin.iter().map(|dir| dir.join(name)).find(|p| p.exists());
-        found.unwrap_or_else(|| self.bin.first().map_or_else(|| name.into(), |b| b.join(name)))
+        let found = self
+            .bin
+            .iter()
+            .map(|dir| dir.join(name))
+            .find(|p| p.exists());
+        found.unwrap_or_else(|| {
+            self.bin
+                .first()
+                .map_or_else(|| name.into(), |b| b.join(name))
+        })
     }
 
     /// The directory that holds `usr`.
@@ -36,7 +44,11 @@ impl Programs {
 
 /// Debian's suite and packages of a version.
 fn packages(version: Version) -> (&'static str, &'static [&'static str]) {
-    const MARIADB: &[&str] = &["mariadb-server-core", "mariadb-client-core", "mariadb-client"];
+    const MARIADB: &[&str] = &[
+        "mariadb-server-core",
+        "mariadb-client-core",
+        "mariadb-client",
+    ];
     match version {
         Version::Postgres15 => ("bookworm", &["postgresql-15", "libc-bin"]),
         Version::Postgres18 => ("sid", &["postgresql-18", "libc-bin"]),
@@ -57,10 +69,14 @@ pub fn programs(version: Version) -> Result<Programs> {
         Ok(()) => reachable(version, &prefix),
         Err(why) => match on_this_machine(version) {
             Some((programs, found)) => {
-                announce(&format!("{version} cannot be unpacked ({why}); using {found}"));
+                announce(&format!(
+                    "{version} cannot be unpacked ({why}); using {found}"
+                ));
                 Ok(programs)
             }
-            None => bail!("{version} cannot be unpacked ({why}), and this machine has no such server"),
+            None => {
+                bail!("{version} cannot be unpacked ({why}), and this machine has no such server")
+            }
         },
     }
 }
@@ -86,8 +102,14 @@ fn postgres_bins(usr: &Path) -> Vec<PathBuf> {
 fn unpacked(version: Version, prefix: &Path) -> Option<Programs> {
     let mut bin = postgres_bins(&prefix.join("usr"));
     bin.push(prefix.join("bin"));
-    let programs = Programs { root: prefix.to_owned(), bin };
-    programs.path(server_program(version.kind())).exists().then_some(programs)
+    let programs = Programs {
+        root: prefix.to_owned(),
+        bin,
+    };
+    programs
+        .path(server_program(version.kind()))
+        .exists()
+        .then_some(programs)
 }
 
 /// The programs where the servers' user can run them: a home directory is often closed
@@ -146,7 +168,10 @@ fn on_this_machine(version: Version) -> Option<(Programs, String)> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     bin.extend(std::env::split_paths(&path));
     bin.push("/usr/sbin".into());
-    let programs = Programs { root: "/".into(), bin };
+    let programs = Programs {
+        root: "/".into(),
+        bin,
+    };
     let server = programs.path(server_program(version.kind()));
     let output = Command::new(&server).arg("--version").output().ok()?;
     let text = String::from_utf8_lossy(&output.stdout).trim().to_owned();

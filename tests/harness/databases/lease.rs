@@ -24,7 +24,10 @@ impl Lease {
     pub(super) fn take(lock: &Path) -> Result<Lease> {
         let held = File::options().create(true).append(true).open(lock)?;
         held.lock_shared()?;
-        Ok(Lease { lock: lock.to_owned(), _held: held })
+        Ok(Lease {
+            lock: lock.to_owned(),
+            _held: held,
+        })
     }
 
     /// Starts the process that stops the server in `dir` when `grace_seconds` have

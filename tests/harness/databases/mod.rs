@@ -162,7 +162,12 @@ impl Server {
         if let Ok(bytes) = fs::read(&ready) {
             let address: Address = serde_json::from_slice(&bytes)?;
             if TcpStream::connect((address.host.as_str(), address.port)).is_ok() {
-                return Ok(Server { address, settings: Vec::new(), child: Mutex::default(), lease });
+                return Ok(Server {
+                    address,
+                    settings: Vec::new(),
+                    child: Mutex::default(),
+                    lease,
+                });
             }
             // Its process died, or the machine was started anew.
             let _ = fs::remove_dir_all(&address.dir);
@@ -184,7 +189,11 @@ impl Server {
     /// they come last and win. It is stopped and removed on drop.
     pub fn start<S: AsRef<str>>(version: Version, settings: &[S]) -> Result<Server> {
         let base = base_dir()?;
-        let lock = base.join(format!("private-{}-{}.lock", version.prefix_name(), unique()));
+        let lock = base.join(format!(
+            "private-{}-{}.lock",
+            version.prefix_name(),
+            unique()
+        ));
         let lease = Lease::take(&lock)?;
         let settings: Vec<String> = settings.iter().map(|s| s.as_ref().to_owned()).collect();
         Self::launch(version, &settings, &base, lease, 0, Path::new(""))
@@ -223,8 +232,12 @@ impl Server {
             Kind::Mysql => mysql::initialize_mysql(&programs, &address)?,
             Kind::Mariadb => mysql::initialize_mariadb(&programs, &address)?,
         }
-        let server =
-            Server { address, settings: settings.to_vec(), child: Mutex::default(), lease };
+        let server = Server {
+            address,
+            settings: settings.to_vec(),
+            child: Mutex::default(),
+            lease,
+        };
         server.run(&programs)?;
         Ok(server)
     }
@@ -236,11 +249,20 @@ impl Server {
             Kind::Postgres => postgres::command(programs, a, &self.settings),
             Kind::Mysql | Kind::Mariadb => mysql::command(programs, a, &self.settings),
         };
-        let log = File::options().create(true).append(true).open(a.dir.join("server.log"))?;
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(a.dir.join("server.log"))?;
         // A group of its own: neither a terminal's ^C nor a test runner's kill reaches it.
-        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).process_group(0);
+        command
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .process_group(0);
         let mut spawn = || -> Result<Child> {
-            let child = command.spawn().context(format!("cannot start {}", a.version))?;
+            let child = command
+                .spawn()
+                .context(format!("cannot start {}", a.version))?;
             fs::write(a.dir.join("pid"), child.id().to_string())?;
             Ok(child)
         };
@@ -266,7 +288,11 @@ impl Server {
             if ended.is_some() || Instant::now() > deadline {
                 let _ = child.kill();
                 let _ = child.wait();
-                bail!("{} did not start ({ended:?}):\n{}", a.version, self.log_tail());
+                bail!(
+                    "{} did not start ({ended:?}):\n{}",
+                    a.version,
+                    self.log_tail()
+                );
             }
             std::thread::sleep(Duration::from_millis(20));
         }
@@ -319,7 +345,10 @@ impl Server {
     fn end(&self, signal: &str) -> Result<()> {
         let mut slot = self.child.lock().unwrap_or_else(|e| e.into_inner());
         let Some(mut child) = slot.take() else {
-            bail!("{} is shared or not running: it cannot be stopped", self.version());
+            bail!(
+                "{} is shared or not running: it cannot be stopped",
+                self.version()
+            );
         };
         end_process(&mut child, signal, Duration::from_secs(60))?;
         Ok(())
@@ -338,7 +367,11 @@ impl Drop for Server {
     fn drop(&mut self) {
         if crate::keep() {
             if let Some(child) = self.child.get_mut().ok().and_then(Option::take) {
-                announce(&format!("{} left running, pid {}", self.address.version, child.id()));
+                announce(&format!(
+                    "{} left running, pid {}",
+                    self.address.version,
+                    child.id()
+                ));
             }
             return;
         }
@@ -386,7 +419,10 @@ fn as_server_user(program: &Path) -> Command {
         command.uid(NOBODY).gid(NOBODY);
     }
     // The caller's TMPDIR may not be writable for that user.
-    command.env_remove("LD_LIBRARY_PATH").env_remove("TMPDIR").env("LC_ALL", "C");
+    command
+        .env_remove("LD_LIBRARY_PATH")
+        .env_remove("TMPDIR")
+        .env("LC_ALL", "C");
     command
 }
 
@@ -424,7 +460,11 @@ fn base_dir() -> Result<PathBuf> {
 pub(crate) fn unique() -> String {
     use std::sync::atomic::{AtomicU32, Ordering};
     static NEXT: AtomicU32 = AtomicU32::new(0);
-    format!("{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
+    format!(
+        "{}-{}",
+        std::process::id(),
+        NEXT.fetch_add(1, Ordering::Relaxed)
+    )
 }
 
 /// A TCP port that was free a moment ago.

@@ -20,7 +20,8 @@ CREATE DATABASE IF NOT EXISTS app CHARACTER SET utf8mb4;
 ";
 
 const MYSQL_GRANT: &str = "GRANT SELECT, RELOAD, LOCK TABLES, REPLICATION SLAVE, REPLICATION CLIENT ON *.* TO 'cdc'@'%';\n";
-const MARIADB_GRANT: &str = "GRANT SELECT, RELOAD, LOCK TABLES, REPLICATION SLAVE, BINLOG MONITOR ON *.* TO 'cdc'@'%';\n";
+const MARIADB_GRANT: &str =
+    "GRANT SELECT, RELOAD, LOCK TABLES, REPLICATION SLAVE, BINLOG MONITOR ON *.* TO 'cdc'@'%';\n";
 
 /// The options that tell a server where its own files are.
 fn base_options(programs: &Programs, address: &Address) -> Vec<String> {
@@ -28,6 +29,8 @@ fn base_options(programs: &Programs, address: &Address) -> Vec<String> {
     let mut options = vec![
         "--no-defaults".to_owned(),
         format!("--datadir={}", address.dir.join("data").display()),
+        // Two servers that share one directory take each other's temporary tables.
+        format!("--tmpdir={}", address.dir.join("tmp").display()),
     ];
     // A server on PATH knows its own places.
     if programs.is_unpacked() {
@@ -37,7 +40,10 @@ fn base_options(programs: &Programs, address: &Address) -> Vec<String> {
         options.push(format!("--basedir={}", usr.display()));
         options.push(format!("--plugin-dir={}", plugins.display()));
         options.push(format!("--lc-messages-dir={}", share.display()));
-        options.push(format!("--character-sets-dir={}", share.join("charsets").display()));
+        options.push(format!(
+            "--character-sets-dir={}",
+            share.join("charsets").display()
+        ));
     }
     options
 }
@@ -46,28 +52,37 @@ fn base_options(programs: &Programs, address: &Address) -> Vec<String> {
 fn share_dir(programs: &Programs) -> PathBuf {
     let share = programs.root().join("usr/share");
     let mariadb = share.join("mariadb");
-    if mariadb.join("mariadb_system_tables.sql").exists() { mariadb } else { share.join("mysql") }
+    if mariadb.join("mariadb_system_tables.sql").exists() {
+        mariadb
+    } else {
+        share.join("mysql")
+    }
 }
 
 pub(super) fn initialize_mysql(programs: &Programs, address: &Address) -> Result<()> {
+    prepare(address, MYSQL_GRANT)?;
     let output = as_server_user(&programs.path("mysqld"))
         .args(base_options(programs, address))
         .args(["--initialize-insecure", "--innodb-redo-log-capacity=64M"])
         .current_dir(&address.dir)
         .output()
         .context("cannot run mysqld --initialize-insecure")?;
-    succeeded("mysqld --initialize-insecure", &output)?;
-    prepare_start(address, MYSQL_GRANT)
+    succeeded("mysqld --initialize-insecure", &output)
 }
 
 pub(super) fn initialize_mariadb(programs: &Programs, address: &Address) -> Result<()> {
+    prepare(address, MARIADB_GRANT)?;
     let data = address.dir.join("data");
     fs::create_dir_all(&data)?;
     give_to_server(&data)?;
     // The statements that mariadb-install-db feeds to a bootstrapping server: the script
     // itself cannot be pointed at a server that runs through another loader.
     let share = share_dir(programs);
-    let prefix = if share.join("mariadb_system_tables.sql").exists() { "mariadb" } else { "mysql" };
+    let prefix = if share.join("mariadb_system_tables.sql").exists() {
+        "mariadb"
+    } else {
+        "mysql"
+    };
     let mut sql = "create database mysql;\nuse mysql;\nSET @auth_root_socket=NULL;\n".to_owned();
     for (name, required) in [
         (format!("{prefix}_system_tables.sql"), true),
@@ -86,17 +101,20 @@ pub(super) fn initialize_mariadb(programs: &Programs, address: &Address) -> Resu
     fs::write(&bootstrap, sql)?;
     let output = as_server_user(&programs.path("mariadbd"))
         .args(base_options(programs, address))
-        .args(["--bootstrap", "--skip-log-bin", "--innodb-log-file-size=32M"])
+        .args([
+            "--bootstrap",
+            "--skip-log-bin",
+            "--innodb-log-file-size=32M",
+        ])
         .current_dir(&address.dir)
         .stdin(File::open(&bootstrap)?)
         .output()
         .context("cannot run mariadbd --bootstrap")?;
-    succeeded("mariadbd --bootstrap", &output)?;
-    prepare_start(address, MARIADB_GRANT)
+    succeeded("mariadbd --bootstrap", &output)
 }
 
-/// The files that every start needs.
-fn prepare_start(address: &Address, grant: &str) -> Result<()> {
+/// The directory for temporary files and the users, which every start needs.
+fn prepare(address: &Address, grant: &str) -> Result<()> {
     let tmp = address.dir.join("tmp");
     fs::create_dir_all(&tmp)?;
     give_to_server(&tmp)?;
@@ -108,7 +126,10 @@ fn succeeded(what: &str, output: &Output) -> Result<()> {
     if !output.status.success() {
         let text = String::from_utf8_lossy(&output.stderr);
         let lines: Vec<&str> = text.lines().collect();
-        bail!("{what}:\n{}", lines[lines.len().saturating_sub(20)..].join("\n"));
+        bail!(
+            "{what}:\n{}",
+            lines[lines.len().saturating_sub(20)..].join("\n")
+        );
     }
     Ok(())
 }
@@ -126,8 +147,6 @@ pub(super) fn command(programs: &Programs, address: &Address, settings: &[String
         .arg(format!("--socket={}", address.socket.display()))
         .arg(format!("--pid-file={dir}/server.pid"))
         .arg(format!("--init-file={dir}/users.sql"))
-        // Two servers that share one directory take each other's temporary tables.
-        .arg(format!("--tmpdir={dir}/tmp"))
         .arg(format!("--ssl-ca={dir}/ca.pem"))
         .arg(format!("--ssl-cert={dir}/server.pem"))
         .arg(format!("--ssl-key={dir}/server.key"))

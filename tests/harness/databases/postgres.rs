@@ -53,7 +53,16 @@ pub(super) fn initialize(programs: &Programs, address: &Address) -> Result<()> {
     let output = as_server_user(&programs.path("initdb"))
         .arg("-D")
         .arg(&data)
-        .args(["-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8", "-N"])
+        .args([
+            "-U",
+            "postgres",
+            "-A",
+            "trust",
+            "-E",
+            "UTF8",
+            "--locale=C.UTF-8",
+            "-N",
+        ])
         .current_dir(dir)
         .output()
         .context("cannot run initdb")?;
@@ -62,10 +71,16 @@ pub(super) fn initialize(programs: &Programs, address: &Address) -> Result<()> {
     }
     let mut config = fs::read_to_string(data.join("postgresql.conf"))?;
     config.push_str(SETTINGS);
-    for (name, file) in [("ssl_cert_file", "server.pem"), ("ssl_key_file", "server.key")] {
+    for (name, file) in [
+        ("ssl_cert_file", "server.pem"),
+        ("ssl_key_file", "server.key"),
+    ] {
         config.push_str(&format!("{name} = '{}'\n", dir.join(file).display()));
     }
-    config.push_str(&format!("unix_socket_directories = '{}'\n", address.socket.display()));
+    config.push_str(&format!(
+        "unix_socket_directories = '{}'\n",
+        address.socket.display()
+    ));
     fs::write(data.join("postgresql.conf"), config)?;
     fs::write(data.join("pg_hba.conf"), HBA)?;
     give_to_server(&data.join("postgresql.conf"))?;

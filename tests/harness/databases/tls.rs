@@ -27,12 +27,50 @@ extendedKeyUsage = serverAuth
 /// Writes `ca.pem`, `server.pem` and `server.key` into `dir`.
 pub(super) fn write_certificates(dir: &Path) -> Result<()> {
     fs::write(dir.join("openssl.cnf"), CONFIG)?;
-    let req = ["req", "-config", "openssl.cnf", "-x509", "-nodes", "-days", "3650"];
+    let req = [
+        "req",
+        "-config",
+        "openssl.cnf",
+        "-x509",
+        "-nodes",
+        "-days",
+        "3650",
+    ];
     let key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"];
-    openssl(dir, &[&req[..], &key, &["-subj", "/CN=caudal test authority"],
-        &["-extensions", "authority", "-keyout", "ca.key", "-out", "ca.pem"]].concat())?;
-    openssl(dir, &[&req[..], &key, &["-CA", "ca.pem", "-CAkey", "ca.key"],
-        &["-extensions", "server", "-keyout", "server.key", "-out", "server.pem"]].concat())?;
+    openssl(
+        dir,
+        &[
+            &req[..],
+            &key,
+            &["-subj", "/CN=caudal test authority"],
+            &[
+                "-extensions",
+                "authority",
+                "-keyout",
+                "ca.key",
+                "-out",
+                "ca.pem",
+            ],
+        ]
+        .concat(),
+    )?;
+    openssl(
+        dir,
+        &[
+            &req[..],
+            &key,
+            &["-CA", "ca.pem", "-CAkey", "ca.key"],
+            &[
+                "-extensions",
+                "server",
+                "-keyout",
+                "server.key",
+                "-out",
+                "server.pem",
+            ],
+        ]
+        .concat(),
+    )?;
     let key = dir.join("server.key");
     fs::set_permissions(&key, fs::Permissions::from_mode(0o600))?;
     give_to_server(&key)
@@ -45,7 +83,11 @@ fn openssl(dir: &Path, args: &[&str]) -> Result<()> {
         .output()
         .context("cannot run openssl (version 3 is needed)")?;
     if !output.status.success() {
-        bail!("openssl {}: {}", args.join(" "), String::from_utf8_lossy(&output.stderr));
+        bail!(
+            "openssl {}: {}",
+            args.join(" "),
+            String::from_utf8_lossy(&output.stderr)
+        );
     }
     Ok(())
 }

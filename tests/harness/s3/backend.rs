@@ -37,14 +37,20 @@ pub(super) struct Backend(Arc<Mutex<State>>);
 
 fn store(bytes: Bytes) -> Stored {
     let etag = hex::encode(&Sha256::digest(&bytes)[..16]);
-    Stored { bytes, etag, modified: SystemTime::now() }
+    Stored {
+        bytes,
+        etag,
+        modified: SystemTime::now(),
+    }
 }
 
 async fn read(body: Option<StreamingBlob>) -> S3Result<Bytes> {
     let mut bytes = BytesMut::new();
     if let Some(mut body) = body {
-        while let Some(part) =
-            body.try_next().await.map_err(|e| s3_error!(IncompleteBody, "{e}"))?
+        while let Some(part) = body
+            .try_next()
+            .await
+            .map_err(|e| s3_error!(IncompleteBody, "{e}"))?
         {
             bytes.extend_from_slice(&part);
         }
@@ -56,7 +62,10 @@ impl Backend {
     pub(super) fn new(buckets: &[&str]) -> Backend {
         let backend = Backend::default();
         for bucket in buckets {
-            backend.state().buckets.insert((*bucket).to_owned(), BTreeMap::new());
+            backend
+                .state()
+                .buckets
+                .insert((*bucket).to_owned(), BTreeMap::new());
         }
         backend
     }
@@ -67,7 +76,9 @@ impl Backend {
 
     pub(super) fn objects(&self, bucket: &str, prefix: &str) -> Vec<(String, Bytes)> {
         let state = self.state();
-        let Some(objects) = state.buckets.get(bucket) else { return Vec::new() };
+        let Some(objects) = state.buckets.get(bucket) else {
+            return Vec::new();
+        };
         objects
             .iter()
             .filter(|(key, _)| key.starts_with(prefix))
@@ -116,15 +127,18 @@ impl Backend {
 
     fn find(&self, bucket: &str, key: &str) -> S3Result<Stored> {
         let mut state = self.state();
-        bucket_of(&mut state, bucket)?.get(key).cloned().ok_or_else(|| s3_error!(NoSuchKey))
+        bucket_of(&mut state, bucket)?
+            .get(key)
+            .cloned()
+            .ok_or_else(|| s3_error!(NoSuchKey))
     }
 }
 
-fn bucket_of<'a>(
-    state: &'a mut State,
-    bucket: &str,
-) -> S3Result<&'a mut BTreeMap<String, Stored>> {
-    state.buckets.get_mut(bucket).ok_or_else(|| s3_error!(NoSuchBucket))
+fn bucket_of<'a>(state: &'a mut State, bucket: &str) -> S3Result<&'a mut BTreeMap<String, Stored>> {
+    state
+        .buckets
+        .get_mut(bucket)
+        .ok_or_else(|| s3_error!(NoSuchBucket))
 }
 
 #[async_trait::async_trait]
@@ -133,7 +147,10 @@ impl S3 for Backend {
         &self,
         request: S3Request<CreateBucketInput>,
     ) -> S3Result<S3Response<CreateBucketOutput>> {
-        self.state().buckets.entry(request.input.bucket.to_string()).or_default();
+        self.state()
+            .buckets
+            .entry(request.input.bucket.to_string())
+            .or_default();
         Ok(S3Response::new(CreateBucketOutput::default()))
     }
 
@@ -177,7 +194,10 @@ impl S3 for Backend {
                 let range = range.check(total)?;
                 let text = format!("bytes {}-{}/{total}", range.start, range.end - 1);
                 // Bounded by the length, which was a usize.
-                (stored.bytes.slice(range.start as usize..range.end as usize), Some(text))
+                (
+                    stored.bytes.slice(range.start as usize..range.end as usize),
+                    Some(text),
+                )
             }
         };
         let length = bytes.len() as i64;
@@ -227,7 +247,10 @@ impl S3 for Backend {
             .into_iter()
             .map(|o| {
                 objects.remove(&o.key);
-                DeletedObject { key: Some(o.key), ..DeletedObject::default() }
+                DeletedObject {
+                    key: Some(o.key),
+                    ..DeletedObject::default()
+                }
             })
             .collect();
         Ok(S3Response::new(DeleteObjectsOutput {
@@ -246,19 +269,36 @@ impl S3 for Backend {
         let prefix = input.prefix.clone().unwrap_or_default();
         let limit = input.max_keys.unwrap_or(1000).clamp(0, 1000) as usize;
         // The token is the last key or common prefix that was given out.
-        let token = input.continuation_token.clone().or_else(|| input.start_after.clone());
+        let token = input
+            .continuation_token
+            .clone()
+            .or_else(|| input.start_after.clone());
         let after = token.unwrap_or_default();
         let mut contents = Vec::new();
         let mut common = BTreeSet::new();
         let mut last = None;
         let mut truncated = false;
-        let from = if after.is_empty() { Bound::Unbounded } else { Bound::Excluded(after.as_str()) };
+        let from = if after.is_empty() {
+            Bound::Unbounded
+        } else {
+            Bound::Excluded(after.as_str())
+        };
         for (key, stored) in objects.range::<str, _>((from, Bound::Unbounded)) {
-            let Some(rest) = key.strip_prefix(&prefix) else { continue };
-            let group = input.delimiter.as_deref().filter(|d| !d.is_empty()).and_then(|d| {
-                rest.find(d).map(|at| format!("{prefix}{}", &rest[..at + d.len()]))
-            });
-            if group.as_ref().is_some_and(|g| common.contains(g) || after.starts_with(g.as_str())) {
+            let Some(rest) = key.strip_prefix(&prefix) else {
+                continue;
+            };
+            let group = input
+                .delimiter
+                .as_deref()
+                .filter(|d| !d.is_empty())
+                .and_then(|d| {
+                    rest.find(d)
+                        .map(|at| format!("{prefix}{}", &rest[..at + d.len()]))
+                });
+            if group
+                .as_ref()
+                .is_some_and(|g| common.contains(g) || after.starts_with(g.as_str()))
+            {
                 continue;
             }
             if contents.len() + common.len() == limit {
@@ -283,8 +323,10 @@ impl S3 for Backend {
             }
         }
         let count = contents.len() + common.len();
-        let prefixes =
-            common.into_iter().map(|p| CommonPrefix { prefix: Some(p) }).collect::<Vec<_>>();
+        let prefixes = common
+            .into_iter()
+            .map(|p| CommonPrefix { prefix: Some(p) })
+            .collect::<Vec<_>>();
         Ok(S3Response::new(ListObjectsV2Output {
             name: Some(input.bucket),
             prefix: input.prefix,
@@ -332,8 +374,10 @@ impl S3 for Backend {
         let bytes = read(input.body).await?;
         let etag = store(bytes.clone()).etag;
         let mut state = self.state();
-        let open =
-            state.uploads.get_mut(&input.upload_id).ok_or_else(|| s3_error!(NoSuchUpload))?;
+        let open = state
+            .uploads
+            .get_mut(&input.upload_id)
+            .ok_or_else(|| s3_error!(NoSuchUpload))?;
         open.parts.insert(input.part_number, bytes);
         Ok(S3Response::new(UploadPartOutput {
             e_tag: Some(ETag::Strong(etag)),
@@ -349,12 +393,20 @@ impl S3 for Backend {
         let mut whole = BytesMut::new();
         {
             let state = self.state();
-            let open =
-                state.uploads.get(&input.upload_id).ok_or_else(|| s3_error!(NoSuchUpload))?;
-            let wanted = input.multipart_upload.and_then(|m| m.parts).unwrap_or_default();
+            let open = state
+                .uploads
+                .get(&input.upload_id)
+                .ok_or_else(|| s3_error!(NoSuchUpload))?;
+            let wanted = input
+                .multipart_upload
+                .and_then(|m| m.parts)
+                .unwrap_or_default();
             for (i, part) in wanted.iter().enumerate() {
                 let number = part.part_number.unwrap_or_default();
-                let bytes = open.parts.get(&number).ok_or_else(|| s3_error!(InvalidPart))?;
+                let bytes = open
+                    .parts
+                    .get(&number)
+                    .ok_or_else(|| s3_error!(InvalidPart))?;
                 // As on S3: only the last part may be small.
                 if i + 1 < wanted.len() && bytes.len() < 5 << 20 {
                     return Err(s3_error!(EntityTooSmall));
@@ -398,7 +450,9 @@ impl S3 for Backend {
         let uploads = state
             .uploads
             .iter()
-            .filter(|(_, open)| open.bucket == input.bucket.as_str() && open.key.starts_with(&prefix))
+            .filter(|(_, open)| {
+                open.bucket == input.bucket.as_str() && open.key.starts_with(&prefix)
+            })
             .map(|(id, open)| MultipartUpload {
                 key: Some(open.key.clone()),
                 upload_id: Some(id.clone()),

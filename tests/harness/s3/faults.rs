@@ -56,7 +56,10 @@ impl Default for Faults {
 impl Faults {
     /// No more faults; the count of those that have happened stays.
     pub fn clear(&mut self) {
-        *self = Faults { injected: self.injected, ..Faults::default() };
+        *self = Faults {
+            injected: self.injected,
+            ..Faults::default()
+        };
     }
 
     /// Makes the fractions' choices repeatable.
@@ -74,7 +77,11 @@ impl Faults {
         let writes = matches!(method, "PUT" | "POST" | "DELETE");
         let fault = if self.next.is_empty() {
             let dice: f64 = self.random.random();
-            let lost = if writes { self.lost_reply_fraction } else { 0.0 };
+            let lost = if writes {
+                self.lost_reply_fraction
+            } else {
+                0.0
+            };
             if dice < self.status_fraction {
                 Some(Fault::Status(if self.random.random() { 500 } else { 503 }))
             } else if dice < self.status_fraction + self.reset_fraction {

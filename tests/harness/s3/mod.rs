@@ -47,18 +47,31 @@ impl S3Server {
         let listener = std::net::TcpListener::bind(("127.0.0.1", 0))?;
         listener.set_nonblocking(true)?;
         let address = listener.local_addr()?;
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
         let mut builder = S3ServiceBuilder::new(backend.clone());
         builder.set_auth(SimpleAuth::from_single(ACCESS_KEY, SECRET_KEY));
         let service = builder.build();
         let (stopped, shared) = (stop.clone(), Arc::clone(&faults));
-        std::thread::Builder::new().name("s3".into()).spawn(move || {
-            runtime.block_on(async move {
-                let Ok(listener) = TcpListener::from_std(listener) else { return };
-                stopped.run_until_cancelled(serve(listener, service, shared)).await;
-            });
-        })?;
-        Ok(S3Server { address, backend, faults, stop })
+        std::thread::Builder::new()
+            .name("s3".into())
+            .spawn(move || {
+                runtime.block_on(async move {
+                    let Ok(listener) = TcpListener::from_std(listener) else {
+                        return;
+                    };
+                    stopped
+                        .run_until_cancelled(serve(listener, service, shared))
+                        .await;
+                });
+            })?;
+        Ok(S3Server {
+            address,
+            backend,
+            faults,
+            stop,
+        })
     }
 
     /// `http://127.0.0.1:<port>`
@@ -81,7 +94,11 @@ impl S3Server {
 
     /// Every key of a bucket that begins with `prefix`, in order.
     pub fn keys(&self, bucket: &str, prefix: &str) -> Vec<String> {
-        self.backend.objects(bucket, prefix).into_iter().map(|(key, _)| key).collect()
+        self.backend
+            .objects(bucket, prefix)
+            .into_iter()
+            .map(|(key, _)| key)
+            .collect()
     }
 
     /// Multipart uploads that were neither completed nor aborted.
@@ -110,7 +127,9 @@ impl Drop for S3Server {
 
 async fn serve(listener: TcpListener, service: S3Service, faults: Arc<Mutex<Faults>>) {
     loop {
-        let Ok((stream, _)) = listener.accept().await else { continue };
+        let Ok((stream, _)) = listener.accept().await else {
+            continue;
+        };
         let _ = stream.set_nodelay(true);
         let (service, faults) = (service.clone(), Arc::clone(&faults));
         tokio::spawn(async move {
@@ -153,7 +172,10 @@ async fn answer(
         Some(Fault::Status(status)) => return refuse(status),
         Some(Fault::LostReply) | None => {}
     }
-    let response = service.call(request.map(s3s::Body::from)).await.map_err(|_| Broken)?;
+    let response = service
+        .call(request.map(s3s::Body::from))
+        .await
+        .map_err(|_| Broken)?;
     if fault == Some(Fault::LostReply) {
         return Err(Broken);
     }
@@ -161,7 +183,11 @@ async fn answer(
 }
 
 fn refuse(status: u16) -> Result<hyper::Response<s3s::Body>, Broken> {
-    let code = if status == 503 { "SlowDown" } else { "InternalError" };
+    let code = if status == 503 {
+        "SlowDown"
+    } else {
+        "InternalError"
+    };
     let body = format!(
         "<?xml version=\"1.0\" encoding=\"UTF-8\"?><Error><Code>{code}</Code>\
          <Message>injected</Message></Error>"

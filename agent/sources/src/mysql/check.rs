@@ -284,6 +284,13 @@ async fn grants(c: &mut Connection, server: &Server, keyless: bool) -> Result<Ve
         Flavor::MySql => "REPLICATION CLIENT",
         Flavor::MariaDb => "BINLOG MONITOR",
     };
+    // What a role grants does not show in the account's own list.
+    let roles = text.lines().any(|l| !l.contains(" ON "));
+    let missing = if roles {
+        Severity::Warning
+    } else {
+        Severity::Error
+    };
     let replica = has("REPLICATION SLAVE") || has("REPLICATION REPLICA");
     let mut out = Vec::new();
     let mut need = |ok: bool, privilege: &str, check: &'static str, why: &str| {
@@ -291,7 +298,7 @@ async fn grants(c: &mut Connection, server: &Server, keyless: bool) -> Result<Ve
             Finding::new(Severity::Ok, check, format!("{account} has {privilege}"))
         } else {
             Finding::new(
-                Severity::Error,
+                missing,
                 check,
                 format!("{account} lacks {privilege}: {why}"),
             )

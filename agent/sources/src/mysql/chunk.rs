@@ -21,7 +21,8 @@
 
 use super::connect::Server;
 use super::decode::Input;
-use super::decode::values::{Coerced, Value, push_fetched};
+use super::decode::fetched::push_fetched;
+use super::decode::values::{Coerced, Value};
 use super::flavor::Flavor;
 use super::gtid::{Coordinate, GtidList, Place};
 use super::schema::{SourceTable, column_type, describe, drifted, read_table};

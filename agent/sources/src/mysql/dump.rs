@@ -204,27 +204,44 @@ fn lost(from: &Place, what: &str) -> Error {
 
 /// The server's refusal of a dump, in the terms of the exit codes.
 fn refused(e: WireError, from: &Place) -> Error {
+    // MariaDB 10.11 and later give the second reader of one id a code of its own.
     let WireError::Server {
-        code: 1236,
+        code: 1236 | 4052,
         message,
     } = &e
     else {
         return Error::from(e).context("reading the source's log");
     };
     let text = message.to_ascii_lowercase();
-    // Another reader with our id or uuid, or a server that stops: not the position's fault.
-    let transient = [
+    let says = |words: &[&str]| words.iter().any(|w| text.contains(w));
+    // What the servers say of a position that they cannot serve.
+    if says(&[
+        "purged",
+        "could not find first log",
+        "could not find gtid",
+        "not in the master's binlog",
+        "missing the gtid",
+        "position > file size",
+        "impossible position",
+        "more gtids",
+    ]) {
+        return lost(from, &format!("it answers: {message}"));
+    }
+    // Another reader with our id or uuid, or a server that stops.
+    if says(&[
         "same server_uuid",
         "same server_id",
         "same 'server_id'",
         "shutdown",
         "killed",
-    ];
-    if transient.iter().any(|t| text.contains(t)) {
+    ]) {
         return Error::retryable(Kind::Source, format!("the source ended the log: {message}"))
             .hint("if it repeats, give source.server_id a value that no replica uses");
     }
-    lost(from, &format!("it answers: {message}"))
+    Error::fatal(
+        Kind::Source,
+        format!("the source cannot send its log: {message}"),
+    )
 }
 
 struct Pump {
@@ -370,5 +387,10 @@ mod tests {
         let e =
             refuse("A replica with the same server_uuid/server_id as this replica has connected");
         assert_eq!(e.class(), caudal_model::Class::Retryable);
+        let e = refuse("log event entry exceeded max_allowed_packet");
+        assert_eq!(
+            (e.class(), e.kind()),
+            (caudal_model::Class::Fatal, Kind::Source)
+        );
     }
 }

@@ -60,6 +60,10 @@ impl MysqlSource {
 
 #[async_trait]
 impl Source for MysqlSource {
+    fn coerced(&self) -> Vec<(&'static str, u64)> {
+        MysqlSource::coerced(self).to_vec()
+    }
+
     fn kind(&self) -> &'static str {
         self.server.flavor.name()
     }

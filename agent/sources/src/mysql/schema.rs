@@ -4,7 +4,8 @@
 //! its cells are read from a snapshot. The log's own description of a column decides how
 //! they are read from the log; [`super::decode::rows`] compares the two.
 
-use super::decode::values::{Charset, Value};
+use super::decode::charset::Charset;
+use super::decode::values::Value;
 use super::flavor::Flavor;
 use super::wire::{Connection, TextRow, quote};
 use crate::{DiscoveredTable, SourceOptions, TableOptions};

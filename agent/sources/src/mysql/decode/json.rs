@@ -4,7 +4,8 @@
 //! each is checked, nesting is limited as the server limits it, and the output is
 //! limited too: a damaged document may refer to one value from many places.
 
-use super::values::{decimal_text, unpack_datetime, unpack_time, write_time};
+use super::decimal::decimal_text;
+use super::temporal::{unpack_datetime, unpack_time, write_time};
 use super::{DecodeError, Decoded, Input};
 use std::io::Write as _;
 

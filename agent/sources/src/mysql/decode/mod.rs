@@ -4,9 +4,14 @@
 //! every length is checked against what is there. The functions that take bytes
 //! from outside are the fuzzers' entry points.
 
+pub mod charset;
+pub mod decimal;
 pub mod events;
+pub mod fetched;
+pub mod fuzz;
 pub mod json;
 pub mod rows;
+pub mod temporal;
 pub mod values;
 
 use caudal_model::{Class, Error, Kind};

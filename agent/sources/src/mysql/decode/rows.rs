@@ -5,7 +5,9 @@
 //! builder takes them. Rows are then decoded in two passes over bytes that are in the
 //! cache: the first finds the cells (needed anyway to compare keys), the second appends.
 
-use super::values::{Charset, Coerced, Value, decimal_len, push_logged};
+use super::charset::Charset;
+use super::decimal::decimal_len;
+use super::values::{Coerced, Value, push_logged};
 use super::{DecodeError, Decoded, Input};
 use crate::mysql::flavor::Flavor;
 use crate::mysql::schema::{bit_type, column_type, decimal_type};

@@ -1,98 +1,18 @@
-//! Single values: from the log's row images and from the binary protocol's rows,
-//! straight into column builders.
+//! Single values of the log's row images, straight into column builders; those of the
+//! binary protocol are in [`super::fetched`].
 //!
 //! Both forms of a value end in the same call of the same builder, which is what
 //! makes a snapshot's cell equal the log's.
 
-use super::{DecodeError, Decoded, Input, big_endian, json, little_endian};
+use super::charset::Charset;
+use super::decimal::{decimal_text, decimal_value};
+use super::temporal::{
+    days, fraction, instant, log_time, unpack_datetime, unpack_time, write_time,
+};
+use super::{DecodeError, Decoded, big_endian, json, little_endian};
 use caudal_model::ColumnBuilder;
 use std::io::Write as _;
 use std::sync::Arc;
-
-/// How a text column's bytes are read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Charset {
-    /// utf8mb3, utf8mb4, ascii
-    Utf8,
-    /// MySQL's latin1, which is Windows-1252 with the C1 controls in its gaps
-    Latin1,
-    /// ucs2, utf16
-    Utf16,
-    /// utf16le
-    Utf16Le,
-    /// utf32
-    Utf32,
-}
-
-impl Charset {
-    /// The charset of that name at the server, if it can be decoded.
-    pub fn by_name(name: &str) -> Option<Charset> {
-        Some(match name {
-            "utf8mb4" | "utf8mb3" | "utf8" | "ascii" => Charset::Utf8,
-            "latin1" => Charset::Latin1,
-            "ucs2" | "utf16" => Charset::Utf16,
-            "utf16le" => Charset::Utf16Le,
-            "utf32" => Charset::Utf32,
-            _ => return None,
-        })
-    }
-
-    /// Appends `bytes` as UTF-8.
-    fn decode(self, bytes: &[u8], out: &mut Vec<u8>) -> Decoded<()> {
-        const BAD: DecodeError =
-            DecodeError::Value("a text value is not valid in its column's charset");
-        fn push(out: &mut Vec<u8>, c: char) {
-            out.extend_from_slice(c.encode_utf8(&mut [0; 4]).as_bytes());
-        }
-        let units = |read: fn([u8; 2]) -> u16| {
-            char::decode_utf16(bytes.chunks_exact(2).map(move |u| match *u {
-                [a, b] => read([a, b]),
-                _ => 0,
-            }))
-        };
-        match self {
-            Charset::Utf8 => {
-                std::str::from_utf8(bytes).map_err(|_| BAD)?;
-                out.extend_from_slice(bytes);
-            }
-            Charset::Latin1 => bytes.iter().for_each(|b| push(out, latin1(*b))),
-            Charset::Utf16 | Charset::Utf16Le => {
-                if !bytes.len().is_multiple_of(2) {
-                    return Err(BAD);
-                }
-                let read = if self == Charset::Utf16 {
-                    u16::from_be_bytes
-                } else {
-                    u16::from_le_bytes
-                };
-                for c in units(read) {
-                    push(out, c.map_err(|_| BAD)?);
-                }
-            }
-            Charset::Utf32 => {
-                if !bytes.len().is_multiple_of(4) {
-                    return Err(BAD);
-                }
-                for u in bytes.chunks_exact(4) {
-                    push(out, char::from_u32(big_endian(u) as u32).ok_or(BAD)?);
-                }
-            }
-        }
-        Ok(())
-    }
-}
-
-fn latin1(b: u8) -> char {
-    const HIGH: [char; 32] = [
-        '€', '\u{81}', '‚', 'ƒ', '„', '…', '†', '‡', 'ˆ', '‰', 'Š', '‹', 'Œ', '\u{8d}', 'Ž',
-        '\u{8f}', '\u{90}', '‘', '’', '“', '”', '•', '–', '—', '˜', '™', 'š', '›', 'œ', '\u{9d}',
-        'ž', 'Ÿ',
-    ];
-    match b {
-        0x80..=0x9f => HIGH.get(usize::from(b) - 0x80).copied().unwrap_or('?'),
-        _ => char::from(b),
-    }
-}
 
 /// What a column's values are, at the source.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -153,7 +73,7 @@ pub enum Value {
     Inet6,
 }
 
-const UNFIT: DecodeError = DecodeError::Value("a value does not fit its column's type");
+pub(super) const UNFIT: DecodeError = DecodeError::Value("a value does not fit its column's type");
 const TOO_LONG: DecodeError = DecodeError::Value("a value is too long for a column batch");
 
 /// Counts of the coercions that a decoder made.
@@ -163,7 +83,12 @@ pub struct Coerced {
     pub zero_dates: u64,
 }
 
-fn push_int(v: u64, signed: i64, unsigned: bool, out: &mut ColumnBuilder) -> Decoded<()> {
+pub(super) fn push_int(
+    v: u64,
+    signed: i64,
+    unsigned: bool,
+    out: &mut ColumnBuilder,
+) -> Decoded<()> {
     let wide: i128 = if unsigned { v.into() } else { signed.into() };
     match out {
         ColumnBuilder::Int8(c) => c.push(wide.try_into().map_err(|_| UNFIT)?),
@@ -176,7 +101,7 @@ fn push_int(v: u64, signed: i64, unsigned: bool, out: &mut ColumnBuilder) -> Dec
     Ok(())
 }
 
-fn push_bytes(bytes: &[u8], out: &mut ColumnBuilder) -> Decoded<usize> {
+pub(super) fn push_bytes(bytes: &[u8], out: &mut ColumnBuilder) -> Decoded<usize> {
     match out {
         ColumnBuilder::Binary(c) | ColumnBuilder::Utf8(c) => {
             if !c.fits(bytes.len()) {
@@ -189,7 +114,7 @@ fn push_bytes(bytes: &[u8], out: &mut ColumnBuilder) -> Decoded<usize> {
     }
 }
 
-fn push_text_with(
+pub(super) fn push_text_with(
     out: &mut ColumnBuilder,
     bound: usize,
     write: impl FnOnce(&mut Vec<u8>) -> Decoded<()>,
@@ -210,26 +135,11 @@ fn push_text_with(
     Ok(written)
 }
 
-/// Days since 1970-01-01, or `None` for a zero, partial or impossible date.
-pub fn days(year: u32, month: u32, day: u32) -> Option<i32> {
-    let leap = year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
-    let in_month = match month {
-        1 | 3 | 5 | 7 | 8 | 10 | 12 => 31,
-        4 | 6 | 9 | 11 => 30,
-        2 => 28 + u32::from(leap),
-        _ => return None,
-    };
-    if !(1..=9999).contains(&year) || day == 0 || day > in_month {
-        return None;
-    }
-    // Years begin in March here, so that the leap day is a year's last.
-    let y = i64::from(if month <= 2 { year - 1 } else { year });
-    let m = i64::from((month + 9) % 12);
-    let day_of_year = (153 * m + 2) / 5 + i64::from(day) - 1;
-    Some((y * 365 + y / 4 - y / 100 + y / 400 + day_of_year - 719_468) as i32)
-}
-
-fn push_date(date: Option<i32>, out: &mut ColumnBuilder, coerced: &mut Coerced) -> Decoded<()> {
+pub(super) fn push_date(
+    date: Option<i32>,
+    out: &mut ColumnBuilder,
+    coerced: &mut Coerced,
+) -> Decoded<()> {
     match (date, out) {
         (Some(d), ColumnBuilder::Date32(c)) => c.push(d),
         (None, out @ ColumnBuilder::Date32(_)) => {
@@ -241,7 +151,11 @@ fn push_date(date: Option<i32>, out: &mut ColumnBuilder, coerced: &mut Coerced) 
     Ok(())
 }
 
-fn push_instant(us: Option<i64>, out: &mut ColumnBuilder, coerced: &mut Coerced) -> Decoded<()> {
+pub(super) fn push_instant(
+    us: Option<i64>,
+    out: &mut ColumnBuilder,
+    coerced: &mut Coerced,
+) -> Decoded<()> {
     match (us, out) {
         (Some(v), ColumnBuilder::Timestamp(c) | ColumnBuilder::TimestampUtc(c)) => c.push(v),
         (None, out @ (ColumnBuilder::Timestamp(_) | ColumnBuilder::TimestampUtc(_))) => {
@@ -251,207 +165,6 @@ fn push_instant(us: Option<i64>, out: &mut ColumnBuilder, coerced: &mut Coerced)
         _ => return Err(UNFIT),
     }
     Ok(())
-}
-
-/// Year, month, day, hour, minute, second, microsecond.
-type Parts = (u32, u32, u32, u32, u32, u32, u32);
-
-fn instant((y, mo, d, h, mi, s, us): Parts) -> Option<i64> {
-    if h > 23 || mi > 59 || s > 59 {
-        return None;
-    }
-    let seconds = i64::from(days(y, mo, d)?) * 86_400 + i64::from(h * 3600 + mi * 60 + s);
-    Some(seconds * 1_000_000 + i64::from(us))
-}
-
-/// The parts of a packed datetime: a date and time above 24 bits of microseconds.
-pub fn unpack_datetime(packed: u64) -> Parts {
-    let (us, v) = ((packed & 0xff_ffff) as u32, packed >> 24);
-    let (ymd, hms) = (v >> 17, (v & 0x1_ffff) as u32);
-    let ym = (ymd >> 5) as u32;
-    (
-        ym / 13,
-        ym % 13,
-        (ymd & 31) as u32,
-        hms >> 12,
-        (hms >> 6) & 63,
-        hms & 63,
-        us,
-    )
-}
-
-fn fraction(bytes: &[u8]) -> u32 {
-    let v = big_endian(bytes) as u32;
-    match bytes.len() {
-        0 => 0,
-        1 => v.saturating_mul(10_000),
-        2 => v.saturating_mul(100),
-        _ => v,
-    }
-}
-
-/// Writes `-838:59:59.999999` with `digits` digits after the second.
-pub fn write_time(out: &mut Vec<u8>, negative: bool, hms: (u64, u32, u32), us: u32, digits: u8) {
-    let (h, m, s) = hms;
-    let sign = if negative { "-" } else { "" };
-    // Writing to a vector cannot fail.
-    let _ = write!(out, "{sign}{h:02}:{m:02}:{s:02}");
-    if digits > 0 {
-        let us = us.min(999_999);
-        let cut = us / 10u32.pow(6 - u32::from(digits.min(6)));
-        let _ = write!(out, ".{cut:0width$}", width = usize::from(digits.min(6)));
-    }
-}
-
-/// Sign, (hours, minutes, seconds) and microseconds of a packed time.
-pub fn unpack_time(packed: i64) -> (bool, (u64, u32, u32), u32) {
-    let v = packed.unsigned_abs();
-    let hms = v >> 24;
-    let parts = (
-        (hms >> 12) & 0x3ff,
-        ((hms >> 6) & 63) as u32,
-        (hms & 63) as u32,
-    );
-    (packed < 0, parts, (v & 0xff_ffff) as u32)
-}
-
-fn log_time(bytes: &[u8]) -> i64 {
-    let (whole, part) = bytes.split_at_checked(3).unwrap_or((bytes, &[]));
-    if part.len() == 3 {
-        return big_endian(bytes) as i64 - 0x8000_0000_0000;
-    }
-    let mut whole = big_endian(whole) as i64 - 0x80_0000;
-    let mut part_value = big_endian(part) as i64;
-    // The fraction of a negative time is stored as a complement.
-    if whole < 0 && part_value != 0 {
-        whole += 1;
-        part_value -= 1 << (8 * part.len());
-    }
-    let us = part_value * if part.len() == 1 { 10_000 } else { 100 };
-    (whole << 24) + us
-}
-
-const DIGIT_BYTES: [usize; 10] = [0, 1, 1, 2, 2, 3, 3, 4, 4, 4];
-
-/// Bytes of a decimal in the log; `None` for an impossible type.
-pub fn decimal_len(precision: u8, scale: u8) -> Option<usize> {
-    let (p, s) = (usize::from(precision), usize::from(scale));
-    let whole = p.checked_sub(s)?;
-    let part = |digits: usize| Some(digits / 9 * 4 + DIGIT_BYTES.get(digits % 9)?);
-    if p == 0 || p > 65 {
-        None
-    } else {
-        Some(part(whole)? + part(s)?)
-    }
-}
-
-/// Calls `each` with the value and the number of digits of each group, most significant first.
-fn decimal_groups(
-    bytes: &[u8],
-    precision: u8,
-    scale: u8,
-    mut each: impl FnMut(u32, usize),
-) -> Decoded<bool> {
-    const BAD: DecodeError = DecodeError::Malformed("a decimal");
-    let mut input = Input(bytes);
-    let first = *bytes.first().ok_or(BAD)?;
-    let negative = first & 0x80 == 0;
-    let mask: u32 = if negative { u32::MAX } else { 0 };
-    let mut at_start = true;
-    let mut group = |digits: usize| -> Decoded<()> {
-        let n = *DIGIT_BYTES.get(digits).ok_or(BAD)?;
-        if n == 0 {
-            return Ok(());
-        }
-        let mut v = big_endian(input.take(n)?) as u32;
-        let width = 8 * n as u32;
-        if at_start {
-            v ^= 1 << (width - 1);
-            at_start = false;
-        }
-        v ^= if width == 32 {
-            mask
-        } else {
-            mask & ((1 << width) - 1)
-        };
-        if v >= 10u32.pow(digits as u32) {
-            return Err(BAD);
-        }
-        each(v, digits);
-        Ok(())
-    };
-    let whole = usize::from(precision.saturating_sub(scale));
-    let scale = usize::from(scale);
-    group(whole % 9)?;
-    for _ in 0..whole / 9 {
-        group(9)?;
-    }
-    for _ in 0..scale / 9 {
-        group(9)?;
-    }
-    group(scale % 9)?;
-    Ok(negative)
-}
-
-/// A decimal of the log as its unscaled value; at most 38 digits.
-pub fn decimal_value(bytes: &[u8], precision: u8, scale: u8) -> Decoded<i128> {
-    if precision > 38 {
-        return Err(UNFIT);
-    }
-    let mut v: i128 = 0;
-    let negative = decimal_groups(bytes, precision, scale, |group, digits| {
-        v = v * 10i128.pow(digits as u32) + i128::from(group);
-    })?;
-    Ok(if negative { -v } else { v })
-}
-
-/// A decimal of the log as the server prints it.
-pub fn decimal_text(bytes: &[u8], precision: u8, scale: u8, out: &mut Vec<u8>) -> Decoded<()> {
-    let mut digits = String::with_capacity(usize::from(precision));
-    let negative = decimal_groups(bytes, precision, scale, |group, n| {
-        use std::fmt::Write;
-        let _ = write!(digits, "{group:0n$}");
-    })?;
-    let point = digits.len().saturating_sub(usize::from(scale));
-    let (whole, part) = digits.split_at_checked(point).unwrap_or((&digits, ""));
-    if negative {
-        out.push(b'-');
-    }
-    let whole = whole.trim_start_matches('0');
-    out.extend_from_slice(if whole.is_empty() { "0" } else { whole }.as_bytes());
-    if !part.is_empty() {
-        out.push(b'.');
-        out.extend_from_slice(part.as_bytes());
-    }
-    Ok(())
-}
-
-/// The unscaled value of a decimal's text.
-fn parse_decimal(text: &[u8], scale: u8) -> Decoded<i128> {
-    let (negative, digits) = match text.split_first() {
-        Some((b'-', rest)) => (true, rest),
-        _ => (false, text),
-    };
-    let mut v: i128 = 0;
-    let mut after: Option<u8> = None;
-    for b in digits {
-        match b {
-            b'.' if after.is_none() => after = Some(0),
-            b'0'..=b'9' => {
-                v = v
-                    .checked_mul(10)
-                    .and_then(|v| v.checked_add(i128::from(b - b'0')))
-                    .ok_or(UNFIT)?;
-                after = after.map(|n| n.saturating_add(1));
-            }
-            _ => return Err(UNFIT),
-        }
-    }
-    let missing = scale.checked_sub(after.unwrap_or(0)).ok_or(UNFIT)?;
-    let v = v
-        .checked_mul(10i128.checked_pow(missing.into()).ok_or(UNFIT)?)
-        .ok_or(UNFIT)?;
-    Ok(if negative { -v } else { v })
 }
 
 fn push_set(mask: u64, labels: &[String], out: &mut Vec<u8>) {
@@ -610,7 +323,7 @@ fn push_logged_rare(
     Ok(0)
 }
 
-fn push_bit(bytes: &[u8], out: &mut ColumnBuilder) -> Decoded<usize> {
+pub(super) fn push_bit(bytes: &[u8], out: &mut ColumnBuilder) -> Decoded<usize> {
     match out {
         ColumnBuilder::Boolean(c) => {
             c.push(bytes.iter().any(|b| *b != 0));
@@ -620,7 +333,7 @@ fn push_bit(bytes: &[u8], out: &mut ColumnBuilder) -> Decoded<usize> {
     }
 }
 
-fn push_padded(bytes: &[u8], len: usize, out: &mut ColumnBuilder) -> Decoded<usize> {
+pub(super) fn push_padded(bytes: &[u8], len: usize, out: &mut ColumnBuilder) -> Decoded<usize> {
     let ColumnBuilder::Binary(c) = out else {
         return Err(UNFIT);
     };
@@ -653,7 +366,13 @@ fn write_fixed(value: &Value, bytes: &[u8], out: &mut Vec<u8>) -> Decoded<()> {
             let [a, b, c, d, ..] = raw;
             write!(out, "{a}.{b}.{c}.{d}")
         }
-        _ => write!(out, "{}", std::net::Ipv6Addr::from(raw)),
+        // As MariaDB prints an address whose first twelve bytes are its longest run of zeros.
+        _ => match raw {
+            [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, a, b, c, d] if (a, b) != (0, 0) => {
+                write!(out, "::{a}.{b}.{c}.{d}")
+            }
+            _ => write!(out, "{}", std::net::Ipv6Addr::from(raw)),
+        },
     };
     written.map_err(|_| UNFIT)
 }
@@ -688,109 +407,11 @@ fn uuid_from_record(r: [u8; 16]) -> [u8; 16] {
     ]
 }
 
-/// Appends one cell of a binary-protocol row of the given protocol type.
-pub fn push_fetched(
-    value: &Value,
-    column_type: u8,
-    unsigned: bool,
-    input: &mut Input<'_>,
-    out: &mut ColumnBuilder,
-    coerced: &mut Coerced,
-) -> Decoded<usize> {
-    match column_type {
-        1 | 2 | 3 | 8 | 9 | 13 => {
-            let n = match column_type {
-                1 => 1,
-                2 | 13 => 2,
-                3 | 9 => 4,
-                _ => 8,
-            };
-            let v = input.uint(n)?;
-            let shift = 64 - 8 * n as u32;
-            push_int(v, (v << shift) as i64 >> shift, unsigned, out)?;
-        }
-        4 => match out {
-            ColumnBuilder::Float32(c) => c.push(f32::from_bits(input.u32()?)),
-            _ => return Err(UNFIT),
-        },
-        5 => match out {
-            ColumnBuilder::Float64(c) => c.push(f64::from_bits(input.u64()?)),
-            _ => return Err(UNFIT),
-        },
-        7 | 10 | 12 => {
-            let parts = fetched_datetime(input)?;
-            match value {
-                Value::Date => push_date(days(parts.0, parts.1, parts.2), out, coerced)?,
-                _ => push_instant(instant(parts), out, coerced)?,
-            }
-        }
-        11 => return push_fetched_time(value, input, out),
-        _ => {
-            let bytes = input.lenenc_bytes()?;
-            return match value {
-                Value::Decimal { scale, .. } => match out {
-                    ColumnBuilder::Decimal(c, ..) => {
-                        c.push(parse_decimal(bytes, *scale)?);
-                        Ok(0)
-                    }
-                    _ => push_bytes(bytes, out),
-                },
-                Value::Bit(_) => push_bit(bytes, out),
-                Value::FixedBinary(n) => push_padded(bytes, usize::from(*n), out),
-                Value::Binary => push_bytes(bytes, out),
-                _ if std::str::from_utf8(bytes).is_ok() => push_bytes(bytes, out),
-                _ => Err(DecodeError::Value("a text value is not valid UTF-8")),
-            };
-        }
-    }
-    Ok(0)
-}
-
-fn fetched_datetime(input: &mut Input<'_>) -> Decoded<Parts> {
-    let len = input.u8()?;
-    let mut v = Input(input.take(len.into())?);
-    let mut parts = (0, 0, 0, 0, 0, 0, 0);
-    if len >= 4 {
-        (parts.0, parts.1, parts.2) = (v.u16()?.into(), v.u8()?.into(), v.u8()?.into());
-    }
-    if len >= 7 {
-        (parts.3, parts.4, parts.5) = (v.u8()?.into(), v.u8()?.into(), v.u8()?.into());
-    }
-    if len >= 11 {
-        parts.6 = v.u32()?;
-    }
-    Ok(parts)
-}
-
-fn push_fetched_time(
-    value: &Value,
-    input: &mut Input<'_>,
-    out: &mut ColumnBuilder,
-) -> Decoded<usize> {
-    let len = input.u8()?;
-    let mut v = Input(input.take(len.into())?);
-    let (mut negative, mut hms, mut us) = (false, (0u64, 0u32, 0u32), 0);
-    if len >= 8 {
-        negative = v.u8()? != 0;
-        let days = u64::from(v.u32()?);
-        hms = (
-            days * 24 + u64::from(v.u8()?),
-            v.u8()?.into(),
-            v.u8()?.into(),
-        );
-    }
-    if len >= 12 {
-        us = v.u32()?;
-    }
-    let digits = if let Value::Time(d) = value { *d } else { 0 };
-    push_text_with(out, 32, |o| {
-        write_time(o, negative, hms, us, digits);
-        Ok(())
-    })
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::Input;
+    use super::super::decimal::{decimal_len, parse_decimal};
+    use super::super::fetched::push_fetched;
     use super::*;
     use arrow::array::{Array, AsArray};
     use caudal_model::LakeType;

@@ -1,0 +1,291 @@
+//! Entry points for fuzzers: whatever the bytes are, nothing here may panic.
+
+use super::rows::{Image, TableMap, TablePlan};
+use super::values::Coerced;
+use super::{events, json, rows};
+use crate::mysql::gtid::GtidSet;
+use crate::mysql::schema::{bit_type, column_type};
+use caudal_model::schema::ColumnSpec;
+use caudal_model::{ChangeBuffer, LakeType, Op, TableName, TableSchema, TransactionMeta};
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// Decodes an event's body as every kind of event in turn.
+pub fn any_event(event: &[u8]) {
+    let _ = events::verify(event);
+    let _ = events::checksummed(event);
+    let Ok((header, body)) = events::header(event) else {
+        return;
+    };
+    let _ = events::rotate(body);
+    let _ = events::gtid(body);
+    let _ = events::gtid_tagged(body);
+    let _ = events::maria_gtid(&header, body);
+    let _ = events::payload(body);
+    let _ = events::xa_prepare(body);
+    let _ = GtidSet::decode(body);
+    let _ = json::write(body, &mut Vec::new());
+    for compressed in [false, true] {
+        if let Ok(q) = events::query(body, compressed) {
+            let sql = String::from_utf8_lossy(&q.sql);
+            crate::mysql::ddl::parse(&sql, &String::from_utf8_lossy(q.database));
+        }
+    }
+}
+
+/// A schema that a table map fits, as far as its types can be carried.
+fn schema_of(map: &TableMap) -> Arc<TableSchema> {
+    let specs = map.columns.iter().map(|c| {
+        let unsigned = if c.unsigned { " unsigned" } else { "" };
+        let [hi, lo] = c.meta.to_be_bytes();
+        let text = match c.real_type {
+            1 => format!("tinyint{unsigned}"),
+            2 => format!("smallint{unsigned}"),
+            3 => format!("int{unsigned}"),
+            8 => format!("bigint{unsigned}"),
+            9 => format!("mediumint{unsigned}"),
+            4 => "float".to_owned(),
+            5 => "double".to_owned(),
+            10 | 14 => "date".to_owned(),
+            12 | 18 => "datetime(6)".to_owned(),
+            7 | 17 => "timestamp(6)".to_owned(),
+            13 => "year".to_owned(),
+            16 => format!("bit({})", 8 * u32::from(hi) + u32::from(lo)),
+            246 => format!("decimal({hi},{lo})"),
+            _ if c.collation == 63 && !matches!(c.real_type, 11 | 19 | 245 | 247 | 248) => {
+                "blob".to_owned()
+            }
+            _ => "text".to_owned(),
+        };
+        let lake_type = match c.real_type {
+            16 => bit_type(u16::from(hi) * 8 + u16::from(lo)).1,
+            _ => column_type(&text, None, crate::mysql::Flavor::MySql)
+                .map_or(LakeType::Utf8, |t| t.1),
+        };
+        ColumnSpec {
+            name: c.name.clone(),
+            source_type: text,
+            lake_type,
+        }
+    });
+    let key = map.primary_key.iter().flatten().filter_map(|k| {
+        map.columns
+            .get(usize::try_from(*k).ok()?)
+            .map(|c| c.name.clone())
+    });
+    let table = TableName::new(map.database.clone(), map.table.clone());
+    Arc::new(TableSchema::first(table, 1, specs.collect(), key.collect()))
+}
+
+/// Decodes a rows event's body with the table map of another body; returns the rows.
+pub fn any_rows(map: &[u8], body: &[u8], v2: bool, op: Op) -> usize {
+    let Ok(map) = rows::table_map(map) else {
+        return 0;
+    };
+    // The ids that both servers give their usual charsets.
+    let ids = [
+        (8, "latin1"),
+        (33, "utf8mb3"),
+        (45, "utf8mb4"),
+        (255, "utf8mb4"),
+        (2304, "utf8mb4"),
+    ];
+    let mut charsets: HashMap<u64, String> = ids.map(|(i, n)| (i, n.to_owned())).into();
+    for c in &map.columns {
+        charsets
+            .entry(c.collation)
+            .or_insert_with(|| "utf8mb4".to_owned());
+    }
+    let schema = schema_of(&map);
+    let Ok(plan) = TablePlan::new(&map, &schema, &[], true, &charsets) else {
+        return 0;
+    };
+    let Ok(h) = rows::rows_header(body, v2, op == Op::Update) else {
+        return 0;
+    };
+    let mut into = ChangeBuffer::new(1, usize::MAX);
+    into.begin(TransactionMeta {
+        committed_at_us: 0,
+        position: "".into(),
+    });
+    let slot = into.slot(&schema);
+    let (mut image, mut coerced, mut at, mut count) =
+        (Image::default(), Coerced::default(), h.start, 0);
+    while at < body.len() {
+        let Ok(end) = rows::image(&plan, body, at, &mut image) else {
+            break;
+        };
+        let _ = rows::same_key(&plan, body, &image, &image);
+        let mut row = into.row(slot, op);
+        if end <= at || rows::append(&plan, body, &image, &mut row, &mut coerced).is_err() {
+            break;
+        }
+        row.finish();
+        count += 1;
+        at = end;
+    }
+    let _ = into.take();
+    count
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mysql::decode::events::HEADER;
+    use proptest::prelude::*;
+
+    /// Events of MySQL 9.7 and MariaDB 11.8, as the servers wrote them: server, kind, hex.
+    fn captured() -> Vec<(String, String, Vec<u8>)> {
+        let line = |l: &str| {
+            let mut f = l.split(' ').map(str::to_owned);
+            let (server, kind) = (f.next()?, f.next()?);
+            Some((server, kind, hex::decode(f.next()?).ok()?))
+        };
+        include_str!("captured.txt")
+            .lines()
+            .filter_map(line)
+            .collect()
+    }
+
+    fn body(event: &[u8]) -> &[u8] {
+        &events::verify(event).expect("a checksum")[HEADER..]
+    }
+
+    fn of(server: &str, kind: &str) -> Vec<u8> {
+        let found = captured()
+            .into_iter()
+            .find(|(s, k, _)| s == server && k == kind);
+        found.unwrap_or_else(|| panic!("{server} {kind}")).2
+    }
+
+    #[test]
+    fn every_captured_event_decodes() {
+        assert!(captured().len() > 30);
+        for (server, kind, event) in captured() {
+            if kind == "format_description" {
+                assert_eq!(events::checksummed(&event), Ok(true), "{server}");
+            }
+            // The description of a file that is being written differs from its checksum by a flag.
+            assert!(
+                events::verify(&event).is_ok() || kind == "format_description",
+                "{server} {kind}"
+            );
+            any_event(&event);
+        }
+    }
+
+    #[test]
+    fn captured_gtids_and_statements() {
+        let my = |kind: &str| of("mysql-9.7", kind);
+        let gtid = events::gtid(body(&my("gtid"))).unwrap();
+        assert!(gtid.gno > 0 && gtid.committed_at_us > 1_700_000_000_000_000);
+        let tagged = events::gtid_tagged(body(&my("gtid_tagged"))).unwrap();
+        assert_eq!(
+            (tagged.origin.0, tagged.origin.1.as_str()),
+            (gtid.origin.0, "shop")
+        );
+        assert!(tagged.committed_at_us > 1_700_000_000_000_000);
+        let previous = my("previous_gtids");
+        let set = GtidSet::decode(body(&previous)).unwrap();
+        assert!(set.contains(&gtid.origin, gtid.gno - 1) && !set.contains(&gtid.origin, gtid.gno));
+        assert_eq!(set.encode(), body(&previous));
+        assert_eq!(
+            events::xa_prepare(body(&my("xa_prepare"))),
+            Ok(("X'61',X'',1".to_owned(), false))
+        );
+        assert!(
+            events::payload(body(&my("transaction_payload")))
+                .unwrap()
+                .zstd
+        );
+
+        let event = of("mariadb-11.8", "maria_gtid");
+        let (header, body_with_sum) = events::header(&event).unwrap();
+        let g = events::maria_gtid(&header, body_with_sum).unwrap();
+        assert!(g.gtid.domain == 0 && g.gtid.server == 1 && g.gtid.seq > 0 && !g.standalone());
+        let packed = of("mariadb-11.8", "maria_query_compressed");
+        let q = events::query(body(&packed), true).unwrap();
+        assert_eq!(
+            (&*q.sql, q.database),
+            (&b"truncate table t"[..], &b"cap"[..])
+        );
+    }
+
+    #[test]
+    fn captured_rows_are_whole() {
+        for (server, v2, kinds) in [
+            (
+                "mysql-9.7",
+                true,
+                ["write_rows", "update_rows", "delete_rows"],
+            ),
+            (
+                "mariadb-11.8",
+                false,
+                ["write_rows_v1", "update_rows_v1", "delete_rows_v1"],
+            ),
+        ] {
+            let map = of(server, "table_map");
+            for (kind, op, n) in [
+                (kinds[0], Op::Insert, 1),
+                (kinds[1], Op::Update, 2),
+                (kinds[2], Op::Delete, 1),
+            ] {
+                assert_eq!(
+                    any_rows(body(&map), body(&of(server, kind)), v2, op),
+                    n,
+                    "{server} {kind}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn captured_compressed_rows_unpack() {
+        let map = of("mariadb-11.8", "table_map");
+        for (packed, op, n) in [
+            ("maria_write_rows_compressed", Op::Insert, 1),
+            ("maria_update_rows_compressed", Op::Update, 2),
+            ("maria_delete_rows_compressed", Op::Delete, 1),
+        ] {
+            let event = of("mariadb-11.8", packed);
+            let event = body(&event);
+            let h = rows::rows_header(event, false, op == Op::Update).unwrap();
+            let mut whole = event[..h.start].to_vec();
+            events::inflate(&event[h.start..], &mut whole).unwrap();
+            assert_eq!(any_rows(body(&map), &whole, false, op), n, "{packed}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_a_decoder_panic(
+            which in 0usize..1000,
+            second in 0usize..1000,
+            changes in proptest::collection::vec((0usize..400, any::<u8>()), 0..6),
+            cut in 0usize..400,
+            noise in proptest::collection::vec(any::<u8>(), 0..300),
+        ) {
+            any_event(&noise);
+            let all = captured();
+            let mut event = all[which % all.len()].2.clone();
+            for (at, b) in changes {
+                let n = event.len();
+                event[at % n] = b;
+            }
+            event.truncate(event.len().saturating_sub(cut % 60));
+            any_event(&event);
+            let rest = |e: &[u8]| e.get(HEADER..).unwrap_or_default().to_vec();
+            let other = rest(&all[second % all.len()].2);
+            for op in [Op::Insert, Op::Update] {
+                for v2 in [false, true] {
+                    any_rows(&rest(&event), &other, v2, op);
+                    for server in ["mysql-9.7", "mariadb-11.8"] {
+                        let map = of(server, "table_map");
+                        any_rows(body(&map), &rest(&event), v2, op);
+                    }
+                }
+            }
+        }
+    }
+}
