@@ -440,7 +440,7 @@ impl<'p> Pipeline<'p> {
     fn spawn_watch(&self, tasks: &mut JoinSet<()>) {
         let source = self.parts.source.clone();
         let board = self.parts.board.clone();
-        let reached = self.reached.subscribe();
+        let mut reached = self.reached.subscribe();
         let every = self.parts.settings.lag_every;
         let (staging, log) = (self.staging.clone(), self.parts.log.clone());
         tasks.spawn(async move {
@@ -448,7 +448,7 @@ impl<'p> Pipeline<'p> {
             let mut coerced: HashMap<&'static str, u64> = HashMap::new();
             loop {
                 let asked = Instant::now();
-                let at = reached.borrow().clone();
+                let at = reached.borrow_and_update().clone();
                 match source.progress(&at).await {
                     Ok(p) => {
                         if source.covers(&at, &p.position).unwrap_or(false) {
@@ -478,7 +478,12 @@ impl<'p> Pipeline<'p> {
                         Err(error) => tracing::debug!(%error, "old files were not removed"),
                     }
                 }
-                tokio::time::sleep(every).await;
+                // A commit makes what was said of the lag untrue.
+                tokio::time::sleep(every / 10).await;
+                tokio::select! {
+                    () = tokio::time::sleep(every) => {}
+                    _ = reached.changed() => {}
+                }
             }
         });
     }

@@ -9,11 +9,13 @@ mod load;
 mod trial;
 
 mod config_errors;
+mod crash_points;
 mod key_change;
 mod keyless_table;
 mod large_transaction_streamed;
 mod many_tables;
 mod multi_table_transaction;
+mod resnapshot;
 mod restart;
 mod rocksdb_deleted;
 mod rollback_and_savepoint;

@@ -16,6 +16,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+#[doc(hidden)]
+pub mod fuzz;
 pub mod mysql;
 pub mod postgres;
 pub mod scripted;

@@ -421,6 +421,73 @@ async fn json_is_the_servers_own_text() {
 }
 
 #[tokio::test]
+async fn rows_longer_than_a_packet_of_the_protocol() {
+    for server in servers().into_iter().filter(|s| s.flavor == Flavor::MySql) {
+        let create = "CREATE TABLE t (id int primary key, v longtext)";
+        let mut c = server.fresh("caudal_long", &[create]).await;
+        let source = server.source(server.options("caudal_long"));
+        let schema = schemas(&source).await.remove(0);
+        let base = source.prepare(&[]).await.unwrap();
+        run(
+            &mut c,
+            &["INSERT INTO t VALUES (1, repeat('x', 40 << 20)), (2, repeat('y', (16 << 20) - 20))"],
+        )
+        .await;
+        run(&mut c, &["INSERT INTO t VALUES (3, 'short')"]).await;
+        let mut tail = source
+            .open_tail(&base, vec![tracked(&schema)])
+            .await
+            .unwrap();
+        let (logged, _, at) = drain(&source, &mut tail, 1 << 20).await;
+        let copied = snapshot(&source, &schema, &at).await;
+        assert_eq!(
+            logged.iter().map(String::len).collect::<Vec<_>>(),
+            [41943051, 16777207, 16]
+        );
+        for (a, b) in logged.iter().zip(&copied) {
+            assert!(a.replacen("t:c", "t:r", 1) == *b);
+        }
+        run(&mut c, &["DROP TABLE t"]).await;
+    }
+}
+
+#[tokio::test]
+async fn logins_with_and_without_tls() {
+    for server in servers() {
+        // Forgets the password's hash, so that caching_sha2_password runs to its end.
+        let forget = "FLUSH PRIVILEGES";
+        for mode in [TlsMode::Disable, TlsMode::Prefer, TlsMode::Require] {
+            run(&mut server.client().await, &[forget]).await;
+            for _ in 0..2 {
+                let mut options = server.options("mysql");
+                options.tls.mode = mode;
+                let c = Connection::open(&options).await.unwrap();
+                assert_eq!(c.encrypted(), mode != TlsMode::Disable);
+            }
+        }
+        let mut options = server.options("mysql");
+        options.tls.mode = TlsMode::VerifyFull;
+        let error = server.source(options).current_position().await.unwrap_err();
+        assert_eq!(error.kind(), Kind::Prerequisite, "{error:?}");
+        if let Ok(ca) = std::env::var("CAUDAL_TEST_MYSQL_CA_FILES") {
+            let file = ca
+                .split(',')
+                .find(|f| f.starts_with(&format!("{}=", server.port)));
+            let Some((_, file)) = file.and_then(|f| f.split_once('=')) else {
+                continue;
+            };
+            let mut options = server.options("mysql");
+            options.tls = TlsOptions {
+                mode: TlsMode::VerifyCa,
+                ca_file: Some(file.into()),
+                ..options.tls
+            };
+            assert!(Connection::open(&options).await.unwrap().encrypted());
+        }
+    }
+}
+
+#[tokio::test]
 async fn mariadbs_own_types() {
     for server in servers()
         .into_iter()

@@ -21,7 +21,7 @@ mod dump;
 pub mod flavor;
 pub mod gtid;
 pub mod schema;
-mod tail;
+pub(crate) mod tail;
 pub mod wire;
 
 pub use connect::Coercions;

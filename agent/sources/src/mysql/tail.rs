@@ -398,7 +398,7 @@ fn broken_payload(e: std::io::Error) -> Error {
 }
 
 /// The next event of a compressed transaction, one at a time: the whole is never held unpacked.
-fn next_of_payload(payload: &mut (dyn Read + Send + Sync)) -> Result<Option<Vec<u8>>> {
+pub(crate) fn next_of_payload(payload: &mut (dyn Read + Send + Sync)) -> Result<Option<Vec<u8>>> {
     let mut event = Vec::with_capacity(HEADER);
     payload
         .take(HEADER as u64)

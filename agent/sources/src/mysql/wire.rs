@@ -1,3 +1,6 @@
+//! length: one protocol state machine, from the greeting to the last packet of a result, whose
+//! parts share one buffer.
+//!
 //! A connection of the client/server protocol, as thin as replication and bulk reads need.
 //!
 //! Packets are borrowed from one buffer that is used again and again; a packet of

@@ -12,15 +12,15 @@ use caudal_model::{Finding, Position, Result, TableName};
 use std::sync::Arc;
 use tokio_postgres::Client;
 
-mod catalog;
+pub(crate) mod catalog;
 mod check;
 mod chunk;
 mod connect;
 pub mod decode;
 mod lsn;
-mod relation;
+pub(crate) mod relation;
 mod replication;
-mod schema;
+pub(crate) mod schema;
 mod slot;
 mod staging;
 mod tail;

@@ -366,15 +366,37 @@ fn write_fixed(value: &Value, bytes: &[u8], out: &mut Vec<u8>) -> Decoded<()> {
             let [a, b, c, d, ..] = raw;
             write!(out, "{a}.{b}.{c}.{d}")
         }
-        // As MariaDB prints an address whose first twelve bytes are its longest run of zeros.
-        _ => match raw {
-            [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, a, b, c, d] if (a, b) != (0, 0) => {
-                write!(out, "::{a}.{b}.{c}.{d}")
-            }
-            _ => write!(out, "{}", std::net::Ipv6Addr::from(raw)),
-        },
+        _ => write_inet6(raw, out),
     };
     written.map_err(|_| UNFIT)
+}
+
+/// An IPv6 address as MariaDB prints it: the first of the longest runs of zero groups is left
+/// out even if it is one group, and addresses that hold an IPv4 address end in it.
+fn write_inet6(raw: [u8; 16], out: &mut Vec<u8>) -> std::io::Result<()> {
+    let groups = std::net::Ipv6Addr::from(raw).segments();
+    let (mut start, mut len) = (0, 0);
+    for i in 0..groups.len() {
+        let run = groups.iter().skip(i).take_while(|g| **g == 0).count();
+        if run > len {
+            (start, len) = (i, run);
+        }
+    }
+    let [.., a, b, c, d] = raw;
+    match (start, len, groups[5]) {
+        (0, 6, _) => return write!(out, "::{a}.{b}.{c}.{d}"),
+        (0, 5, 0xffff) => return write!(out, "::ffff:{a}.{b}.{c}.{d}"),
+        _ => {}
+    }
+    for (i, g) in groups.iter().enumerate() {
+        if len > 0 && i == start {
+            out.extend_from_slice(b"::");
+        } else if i < start || i >= start + len {
+            let first = i == 0 || (len > 0 && i == start + len);
+            write!(out, "{}{g:x}", if first { "" } else { ":" })?;
+        }
+    }
+    Ok(())
 }
 
 /// MariaDB stores UUIDs of versions 1 to 5 with their groups reversed, so that they
