@@ -46,7 +46,9 @@ build_packages=(
 )
 server_packages=(
   'python3-venv|python3 -m venv --help && python3 -c "import ensurepip"|a private Python with DuckDB, which reads the lake back'
+  'debian-archive-keyring|test -s /usr/share/keyrings/debian-archive-keyring.gpg|checks the signatures of the servers that are unpacked'
   'openssl|command -v openssl|certificates for the servers'
+  'util-linux|command -v flock && command -v setsid|stops servers that nobody uses any more'
   'xz-utils|command -v xz|unpacks the database servers'
   'ca-certificates|test -s /etc/ssl/certs/ca-certificates.crt|fetches packages over TLS'
 )

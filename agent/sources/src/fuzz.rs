@@ -159,7 +159,7 @@ pub fn pgoutput_frames(data: &[u8]) {
 }
 
 /// The codecs with each lake type that they are used with.
-const POSTGRES_TYPES: [(Codec, LakeType); 22] = {
+static POSTGRES_TYPES: [(Codec, LakeType); 22] = {
     const fn decimal(precision: u8, scale: u8) -> LakeType {
         LakeType::Decimal { precision, scale }
     }

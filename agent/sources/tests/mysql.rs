@@ -3,6 +3,8 @@
 //! Set `CAUDAL_TEST_MYSQL_URLS` to `kind:host:port:user:password` (several separated by
 //! commas) of accounts that may do everything; without it these tests pass without doing
 //! anything.
+//!
+//! length: every case needs the same live server and the same reader of its events.
 
 #![allow(clippy::unwrap_used)]
 

@@ -2,6 +2,8 @@
 //!
 //! Set `CAUDAL_TEST_PG_URL` to `host:port:database:user:password` of a superuser
 //! whose server has `wal_level = logical`; without it these tests pass without doing anything.
+//!
+//! length: every case needs the same live server and the same reader of its events.
 
 #![allow(clippy::unwrap_used)]
 
