@@ -334,6 +334,25 @@ impl Running {
         String::from_utf8_lossy(&std::fs::read(&self.log).unwrap_or_default()).into_owned()
     }
 
+    /// The most memory that it has held so far, in bytes (`VmHWM`).
+    pub fn peak_memory(&self) -> Result<u64> {
+        let Some(pid) = self.child.id() else {
+            bail!("the agent has ended already")
+        };
+        let text = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+        text.lines()
+            .find_map(|l| {
+                l.strip_prefix("VmHWM:")?
+                    .trim()
+                    .strip_suffix("kB")?
+                    .trim()
+                    .parse::<u64>()
+                    .ok()
+            })
+            .map(|kib| kib * 1024)
+            .ok_or_else(|| Failure::new("/proc tells no VmHWM"))
+    }
+
     /// Waits for its end; kills it and fails after `patience`.
     pub async fn wait(mut self, patience: Duration) -> Result<Outcome> {
         let started = self.started;

@@ -63,6 +63,13 @@ async fn arrives_whole(t: &Trial) -> Result<()> {
         Ok((t.committed_rows("items")? as i64 >= ROWS / 5 * 4 + 1000).then_some(()))
     })
     .await?;
+    // INV-9: what it holds is bounded by its buffers, not by the transaction.
+    let peak = running.peak_memory()?;
+    assert!(
+        peak < 256 << 20,
+        "{} MiB with 64 MiB of buffers",
+        peak >> 20
+    );
     running.sigterm().await?.expect(0)?;
     let report = t.expect_equal(&["items", "small"]).await?;
     assert_eq!(

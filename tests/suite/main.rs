@@ -15,6 +15,7 @@ mod keyless_table;
 mod large_transaction_streamed;
 mod many_tables;
 mod multi_table_transaction;
+mod oracle_sees;
 mod resnapshot;
 mod restart;
 mod rocksdb_deleted;

@@ -174,7 +174,9 @@ fn files_are_short_or_say_why() {
             )),
             _ => {}
         }
-        let is_tests = file.path.ends_with("tests.rs");
+        // A fuzz target is one call of the function that it is named for.
+        let is_tests =
+            file.path.ends_with("tests.rs") || file.path.starts_with("tests/fuzz/fuzz_targets/");
         if !is_tests && !file.text.starts_with("//!") {
             findings.push(format!(
                 "{}: no `//!` header says what the file owns",

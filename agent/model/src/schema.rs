@@ -141,6 +141,9 @@ impl fmt::Display for LakeType {
     }
 }
 
+/// Bytes of a type's text: what no table needs, and no stack minds.
+const MAX_TYPE_TEXT: usize = 256;
+
 impl FromStr for LakeType {
     type Err = String;
     fn from_str(s: &str) -> Result<Self, String> {
@@ -151,6 +154,10 @@ impl FromStr for LakeType {
                  timestamptz, list<T>, map<string,string>"
             )
         };
+        // Lists nest by recursion, here and wherever a type is walked or dropped.
+        if s.len() > MAX_TYPE_TEXT {
+            return Err(format!("a lake type has at most {MAX_TYPE_TEXT} bytes"));
+        }
         Ok(match s {
             "boolean" => LakeType::Boolean,
             "int8" => LakeType::Int8,

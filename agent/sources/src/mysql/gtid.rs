@@ -48,6 +48,9 @@ fn is_tag(s: &str) -> bool {
         && s.bytes().all(|c| c.is_ascii_alphanumeric() || c == b'_')
 }
 
+/// The server's last number: encoded intervals end one past theirs.
+const MAX_GNO: u64 = i64::MAX as u64 - 1;
+
 impl GtidSet {
     /// Parses the server's text, newlines and blanks included.
     pub fn parse(text: &str) -> Option<Self> {
@@ -64,7 +67,7 @@ impl GtidSet {
                 }
                 let (a, b) = f.split_once('-').unwrap_or((f, f));
                 let (a, b) = (a.trim().parse().ok()?, b.trim().parse().ok()?);
-                if a == 0 || a > b {
+                if a == 0 || a > b || b > MAX_GNO {
                     return None;
                 }
                 set.add_range(&origin, a, b);

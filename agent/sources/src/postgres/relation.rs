@@ -9,8 +9,10 @@ use super::decode::text;
 use super::decode::value::{Codec, ValueError};
 use crate::TableOptions;
 use caudal_model::schema::ColumnSpec;
-use caudal_model::{ChangeBuffer, Error, Op, Result, RowWriter, Slot, TableName, TableSchema};
-use std::collections::HashMap;
+use caudal_model::{
+    ChangeBuffer, Error, Kind, Op, Result, RowWriter, Slot, TableName, TableSchema,
+};
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 /// One column as the log describes it.
@@ -47,7 +49,7 @@ impl Relation {
         } else {
             body.schema
         };
-        let columns = body
+        let columns: Vec<WireColumn> = body
             .columns()?
             .into_iter()
             .map(|c| WireColumn {
@@ -56,6 +58,15 @@ impl Relation {
                 type_key: (c.type_oid, c.type_mod),
             })
             .collect();
+        // A row gives each of its table's columns one cell.
+        let mut names = HashSet::with_capacity(columns.len());
+        if !columns.iter().all(|c| names.insert(c.name.as_str())) {
+            return Err(Error::fatal(
+                Kind::Corrupt,
+                "replication stream: a table with two columns of one name",
+            )
+            .hint("please report this with the server's version; another try starts at the last commit"));
+        }
         Ok(Relation {
             table: TableName::new(schema, body.name),
             identity: body.identity,

@@ -54,7 +54,8 @@ pub fn push_fetched(
                         c.push(parse_decimal(bytes, *scale)?);
                         Ok(0)
                     }
-                    _ => push_bytes(bytes, out),
+                    _ if bytes.is_ascii() => push_bytes(bytes, out),
+                    _ => Err(UNFIT),
                 },
                 Value::Bit(_) => push_bit(bytes, out),
                 Value::FixedBinary(n) => push_padded(bytes, usize::from(*n), out),

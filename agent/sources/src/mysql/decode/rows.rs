@@ -12,7 +12,7 @@ use super::{DecodeError, Decoded, Input};
 use crate::mysql::flavor::Flavor;
 use crate::mysql::schema::{bit_type, column_type, decimal_type};
 use caudal_model::{LakeType, RowWriter, TableSchema};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 /// A TABLE_MAP event.
@@ -447,6 +447,13 @@ impl TablePlan {
         if !map.named {
             return Err(Misfit::Unreadable(
                 "the log does not name its columns: binlog_row_metadata was not FULL".to_owned(),
+            ));
+        }
+        // A row gives each of its table's columns one cell.
+        let mut names = HashSet::with_capacity(map.columns.len());
+        if !map.columns.iter().all(|c| names.insert(c.name.as_str())) {
+            return Err(Misfit::Unreadable(
+                "the log names a column twice".to_owned(),
             ));
         }
         let mut columns = Vec::with_capacity(map.columns.len());

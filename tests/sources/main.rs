@@ -1,0 +1,23 @@
+//! The readers of the sources on real servers, one floor below the suite: what a tail and
+//! a chunk reader give for what a server did, row by row and event by event.
+//!
+//! The suite shows that a lake equals its source. What it cannot show is in here: which
+//! form each change has, that a value is the same text from the log and from a copy, where
+//! a position stands between transactions, and what a reader says about a server that it
+//! cannot read.
+
+#![allow(clippy::unwrap_used)]
+
+mod database;
+mod rows;
+
+mod mysql_changes;
+mod mysql_prepared;
+mod mysql_tables;
+mod mysql_values;
+mod postgres_changes;
+mod postgres_positions;
+mod postgres_streamed;
+mod postgres_tables;
+mod postgres_values;
+mod refusals;
