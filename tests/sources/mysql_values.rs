@@ -5,7 +5,7 @@ use crate::rows::{copy, drain, expect_same, start};
 use caudal_tests::databases::Kind;
 
 on!(mysql and mariadb: the_log_and_a_copy_give_the_same);
-on!(mysql: json_is_the_server_s_own_text);
+on!(mysql: json_is_the_server_s_own_text, rows_longer_than_a_packet);
 on!(mariadb: types_of_mariadb_alone);
 
 const TYPES: &[&str] = &[
@@ -176,4 +176,25 @@ async fn types_of_mariadb_alone(place: Place) {
     let (copied, _) = copy(&*source, &tables[0].schema, &log.reached, 200).await;
     assert_eq!(log.rows.len(), 9);
     expect_same(&log.rows, &copied);
+}
+
+async fn rows_longer_than_a_packet(place: Place) {
+    let db = place
+        .database(&["CREATE TABLE t (id int primary key, v longtext)"])
+        .await;
+    let source = db.open(db.options());
+    let (tables, mut tail) = start(&*source).await;
+    let rows = [
+        "INSERT INTO t VALUES (1, repeat('x', 40 << 20)), (2, repeat('y', (16 << 20) - 20))",
+        "INSERT INTO t VALUES (3, 'short')",
+    ];
+    run_each(&mut db.session().await, &rows).await;
+    let log = drain(&*source, &mut *tail, 1 << 20).await;
+    let (copied, _) = copy(&*source, &tables[0].schema, &log.reached, 200).await;
+    let lengths: Vec<usize> = log.rows.iter().map(String::len).collect();
+    assert_eq!(lengths, [41943051, 16777207, 16]);
+    let equal = |(log, copy): (&String, &String)| log.replacen("t:c", "t:r", 1) == *copy;
+    // Not compared by an assertion, which would print them.
+    assert!(log.rows.iter().zip(&copied).all(equal));
+    assert_eq!(copied.len(), 3);
 }

@@ -45,6 +45,9 @@ unneeded+='|libcap2-bin|readline-common|galera-4|libicu-dev|openssl|gcc-.*-base'
 
 [ -r "$keyring" ] || { echo "no $keyring: install the package debian-archive-keyring" >&2; exit 3; }
 mkdir -p "$world/lists/partial" "$world/cache/archives/partial"
+# Two servers of one suite share these lists, and apt does not wait for its own lock.
+exec 9> "$world/unpacking"
+flock 9
 : >> "$world/status"
 [ -s "$world/sources.list" ] || echo "deb [signed-by=$keyring] $(mirror) $suite main" > "$world/sources.list"
 if [ -z "$(find "$world/lists" -name '*Packages*' -mtime -1 2>/dev/null | head -n 1)" ]; then
