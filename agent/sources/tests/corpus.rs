@@ -11,7 +11,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 /// Mutations of each target's corpus together.
-const MUTATIONS: usize = 400_000;
+const MUTATIONS: usize = 4_000;
 /// What one target may add to the process's greatest memory, in KiB.
 const MEMORY_KIB: u64 = 192 << 10;
 /// And to its greatest address space, where a promised length would be reserved.

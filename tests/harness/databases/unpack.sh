@@ -29,7 +29,7 @@ mirror() {
 private_apt() {
   apt-get -qq \
     -o Dir::Etc::sourcelist="$world/sources.list" -o Dir::Etc::sourceparts=- \
-    -o Dir::Etc::preferences=/dev/null -o Dir::Etc::preferencesparts=- \
+    -o Dir::Etc::preferences=/dev/null -o Dir::Etc::preferencesparts="$world/none" \
     -o Dir::State="$world" -o Dir::State::lists="$world/lists" -o Dir::State::status="$world/status" \
     -o Dir::Cache="$world/cache" -o DPkg::Post-Invoke::= -o APT::Update::Post-Invoke::= \
     -o APT::Install-Recommends=false -o Acquire::Languages=none -o APT::Sandbox::User= \
@@ -44,7 +44,7 @@ unneeded+='|debianutils|libpam-modules.*|libsemanage.*|libsepol.*|libllvm.*|libz
 unneeded+='|libcap2-bin|readline-common|galera-4|libicu-dev|openssl|gcc-.*-base'
 
 [ -r "$keyring" ] || { echo "no $keyring: install the package debian-archive-keyring" >&2; exit 3; }
-mkdir -p "$world/lists/partial" "$world/cache/archives/partial"
+mkdir -p "$world/lists/partial" "$world/cache/archives/partial" "$world/none"
 # Two servers of one suite share these lists, and apt does not wait for its own lock.
 exec 9> "$world/unpacking"
 flock 9
@@ -75,10 +75,11 @@ rm -rf "$work/.archives"
 
 # Programs run through the prefix's own loader and libc: a server from a newer
 # release than the host's works, and so does gconv.
-loader=$(cd "$work" && ls usr/lib/*-linux-gnu/ld-linux-*.so.* | head -n 1)
+loader=$(cd "$work" && find usr/lib -path '*-linux-gnu/ld-linux-*.so.*' | head -n 1)
 libraries=${loader%/*}
 name_option=
 # Loaders before glibc 2.33 cannot pass another argv[0].
+# shellcheck disable=SC2016 # expanded by the wrapper
 ! grep -qa -e --argv0 "$work/$loader" || name_option=' --argv0 "$here/${0##*/}"'
 is_elf() { [ -f "$1" ] && [ "$(head -c 4 "$1" | tail -c 3)" = ELF ]; }
 wrap() { # wrap WRAPPER PROGRAM DIRECTORY_OF_WRAPPER, the latter two relative to the prefix
