@@ -1,9 +1,10 @@
 //! The prerequisites of a MySQL or MariaDB source, each with what mends it.
 
 use super::connect::{Server, has_gtids};
+use super::control::{Ask, Control};
 use super::flavor::{Flavor, Version};
 use super::schema::{describe, read_tables};
-use super::wire::{Connection, WireError};
+use super::wire::WireError;
 use crate::TlsMode;
 use caudal_model::{Finding, Result, Severity};
 use std::collections::HashMap;
@@ -12,7 +13,7 @@ const DAY: u64 = 86_400;
 
 /// Every prerequisite.
 pub async fn check(server: &Server) -> Result<Vec<Finding>> {
-    let mut c = server.connect().await?;
+    let mut c = server.control().await?;
     let mut out = settings(&mut c, server).await?;
     out.push(version(&c));
     out.push(tls(&c, server));
@@ -71,7 +72,7 @@ pub async fn check(server: &Server) -> Result<Vec<Finding>> {
     Ok(out)
 }
 
-async fn variables(c: &mut Connection) -> Result<HashMap<String, String>> {
+async fn variables(c: &mut Control) -> Result<HashMap<String, String>> {
     let rows = c
         .query(
             "SHOW GLOBAL VARIABLES WHERE Variable_name IN ('log_bin', 'binlog_format', \
@@ -87,7 +88,7 @@ async fn variables(c: &mut Connection) -> Result<HashMap<String, String>> {
 }
 
 /// The server's settings; an error among them keeps `run` from starting.
-pub async fn settings(c: &mut Connection, server: &Server) -> Result<Vec<Finding>> {
+pub async fn settings(c: &mut Control, server: &Server) -> Result<Vec<Finding>> {
     let v = variables(c).await?;
     let is = |name: &str, wanted: &str| {
         v.get(name)
@@ -233,7 +234,7 @@ fn retention(v: &HashMap<String, String>, set: &dyn Fn(&str, &str) -> String) ->
     .mend(set("binlog_expire_logs_seconds", "604800"))
 }
 
-fn version(c: &Connection) -> Finding {
+fn version(c: &Control) -> Finding {
     let oldest = match c.flavor {
         Flavor::MySql => Version(8, 0, 0),
         Flavor::MariaDb => Version(10, 6, 0),
@@ -246,7 +247,7 @@ fn version(c: &Connection) -> Finding {
     Finding::new(Severity::Ok, "version", format!("{name} {}", c.version))
 }
 
-fn tls(c: &Connection, server: &Server) -> Finding {
+fn tls(c: &Control, server: &Server) -> Finding {
     if c.encrypted() {
         let verified = matches!(
             server.options.tls.mode,
@@ -265,7 +266,7 @@ fn tls(c: &Connection, server: &Server) -> Finding {
 
 /// The privileges that are missing. Found by asking, where asking has no effect; grants
 /// through roles and levels are the server's to resolve.
-async fn grants(c: &mut Connection, server: &Server, keyless: bool) -> Result<Vec<Finding>> {
+async fn grants(c: &mut Control, server: &Server, keyless: bool) -> Result<Vec<Finding>> {
     let user = c.value("SELECT CURRENT_USER()").await?.unwrap_or_default();
     let (name, host) = user.rsplit_once('@').unwrap_or((&user, "%"));
     let account = format!("'{name}'@'{host}'");

@@ -1,5 +1,6 @@
 //! Connections as the stream needs them, and the questions that more than one part asks.
 
+use super::control::{Ask, Control};
 use super::decode::values::Coerced;
 use super::flavor::Flavor;
 use super::gtid::{Coordinate, GtidList, GtidSet, Place};
@@ -39,22 +40,33 @@ pub struct Server {
 }
 
 impl Server {
-    /// A connection with the session's settings.
+    /// A connection for rows or the log, with the session's settings.
     pub(super) async fn connect(&self) -> Result<Connection> {
         let mut c = Connection::open(&self.options).await?;
-        if c.flavor != self.flavor {
+        self.set_up(&mut c).await?;
+        Ok(c)
+    }
+
+    /// A connection for questions, with the same settings.
+    pub(super) async fn control(&self) -> Result<Control> {
+        let mut c = Control::open(&self.options).await?;
+        self.set_up(&mut c).await?;
+        Ok(c)
+    }
+
+    async fn set_up(&self, c: &mut dyn Ask) -> Result<()> {
+        let found = c.flavor().name();
+        if c.flavor() != self.flavor {
             return Err(Error::fatal(
                 Kind::Config,
                 format!(
-                    "source.kind is {}, but the server is {}",
-                    self.flavor.name(),
-                    c.flavor.name()
+                    "source.kind is {}, but the server is {found}",
+                    self.flavor.name()
                 ),
             )
-            .hint(format!("set source.kind = \"{}\"", c.flavor.name())));
+            .hint(format!("set source.kind = \"{found}\"")));
         }
-        session(&mut c).await?;
-        Ok(c)
+        session(c).await
     }
 
     /// The replica's id: the configured one, or one made of the stream's name.
@@ -68,7 +80,7 @@ impl Server {
 /// The settings that decide what values look like and how long a slow reader is waited for.
 ///
 /// `sql_mode` without strictness or NO_ZERO_DATE: zero dates can be read and compared.
-async fn session(c: &mut Connection) -> Result<()> {
+async fn session(c: &mut dyn Ask) -> Result<()> {
     for sql in [
         "SET NAMES utf8mb4",
         "SET SESSION time_zone = '+00:00', sql_mode = '', autocommit = 1, \
@@ -80,7 +92,7 @@ async fn session(c: &mut Connection) -> Result<()> {
             .map_err(|e| Error::from(e).context("setting up the session"))?;
     }
     // A time limit that a DBA set for queries would cut chunks off.
-    let limit = match c.flavor {
+    let limit = match c.flavor() {
         Flavor::MySql => "SET SESSION max_execution_time = 0",
         Flavor::MariaDb => "SET SESSION max_statement_time = 0",
     };
@@ -89,15 +101,15 @@ async fn session(c: &mut Connection) -> Result<()> {
 }
 
 /// Whether the server is MySQL with GTIDs on.
-pub(super) async fn has_gtids(c: &mut Connection) -> Result<bool> {
-    if c.flavor == Flavor::MariaDb {
+pub(super) async fn has_gtids(c: &mut dyn Ask) -> Result<bool> {
+    if c.flavor() == Flavor::MariaDb {
         return Ok(false);
     }
     Ok(c.value("SELECT @@GLOBAL.gtid_mode").await?.as_deref() == Some("ON"))
 }
 
 /// The end of the binary log now.
-pub(super) async fn current_coordinate(c: &mut Connection) -> Result<Coordinate> {
+pub(super) async fn current_coordinate(c: &mut dyn Ask) -> Result<Coordinate> {
     let mut found = Vec::new();
     for sql in ["SHOW BINARY LOG STATUS", "SHOW MASTER STATUS"] {
         match c.query(sql).await {
@@ -123,8 +135,8 @@ pub(super) fn no_log() -> Error {
 }
 
 /// A position that covers everything committed before it was asked.
-pub(super) async fn current_place(c: &mut Connection) -> Result<Place> {
-    if c.flavor == Flavor::MariaDb {
+pub(super) async fn current_place(c: &mut dyn Ask) -> Result<Place> {
+    if c.flavor() == Flavor::MariaDb {
         let text = c
             .value("SELECT @@GLOBAL.gtid_binlog_pos")
             .await?
@@ -142,7 +154,7 @@ pub(super) async fn current_place(c: &mut Connection) -> Result<Place> {
 }
 
 /// `gtid_executed` or `gtid_purged`.
-pub(super) async fn executed(c: &mut Connection, variable: &str) -> Result<GtidSet> {
+pub(super) async fn executed(c: &mut dyn Ask, variable: &str) -> Result<GtidSet> {
     let text = c
         .value(&format!("SELECT @@GLOBAL.{variable}"))
         .await?
@@ -158,7 +170,7 @@ fn odd(variable: &str) -> Error {
 }
 
 /// The server's log files and their sizes, oldest first.
-pub(super) async fn log_files(c: &mut Connection) -> Result<Vec<(String, u64)>> {
+pub(super) async fn log_files(c: &mut dyn Ask) -> Result<Vec<(String, u64)>> {
     let rows = c.query("SHOW BINARY LOGS").await?;
     Ok(rows.iter().map(|r| (r.text(0), r.number(1))).collect())
 }

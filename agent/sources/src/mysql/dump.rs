@@ -5,6 +5,7 @@
 //! returns its bytes to the window when it is dropped.
 
 use super::connect::{Server, executed, has_gtids, log_files};
+use super::control::Ask;
 use super::decode::events::{self, kind};
 use super::decode::{Decoded, Input};
 use super::flavor::Flavor;
@@ -49,8 +50,8 @@ impl Drop for Dump {
 impl Dump {
     /// Asks for the log after `from`, and waits for the server's first answer.
     pub async fn open(server: &Arc<Server>, from: &Place) -> Result<Dump> {
+        check_position(&mut server.control().await?, from).await?;
         let mut c = server.connect().await?;
-        check_position(&mut c, from).await?;
         prepare_session(&mut c, server, from).await?;
         request(&mut c, server.server_id(), from).await?;
         // A refusal comes in place of the first event.
@@ -157,7 +158,7 @@ async fn request(c: &mut Connection, server_id: u32, from: &Place) -> Result<()>
 }
 
 /// Whether the source still has everything after the position, and has got to it at all.
-async fn check_position(c: &mut Connection, from: &Place) -> Result<()> {
+async fn check_position(c: &mut dyn Ask, from: &Place) -> Result<()> {
     let with_gtids = has_gtids(c).await?;
     match from {
         Place::Gtids(set) => {

@@ -2,8 +2,9 @@
 //!
 //! One implementation for both: they share the client protocol, the row images and most
 //! events, and differ in positions ([`gtid`]), a handful of events and how a consistent read
-//! is had ([`chunk`]). Everything is read over connections of [`wire`], because the
-//! column builders take bytes straight from packets and events.
+//! is had ([`chunk`]). Questions (prerequisites, schemas, positions) go through
+//! mysql_async ([`control`]); rows and the log come over connections of [`wire`], because
+//! the column builders take bytes straight from packets and events.
 
 use crate::{
     ChunkReader, DiscoveredTable, Source, SourceOptions, SourceProgress, Tail, TrackedTable,
@@ -15,6 +16,7 @@ use std::sync::Arc;
 mod check;
 pub mod chunk;
 mod connect;
+mod control;
 pub mod ddl;
 pub mod decode;
 mod dump;
@@ -73,7 +75,7 @@ impl Source for MysqlSource {
     }
 
     async fn discover(&self) -> Result<Vec<DiscoveredTable>> {
-        let mut c = self.server.connect().await?;
+        let mut c = self.server.control().await?;
         let options = &self.server.options;
         let tables = schema::read_tables(&mut c, None, |t| options.selection.matches(t)).await?;
         Ok(tables
@@ -83,7 +85,7 @@ impl Source for MysqlSource {
     }
 
     async fn prepare(&self, _tables: &[TableName]) -> Result<Position> {
-        let mut c = self.server.connect().await?;
+        let mut c = self.server.control().await?;
         let findings = check::settings(&mut c, &self.server).await?;
         let broken: Vec<&Finding> = findings
             .iter()
@@ -104,12 +106,12 @@ impl Source for MysqlSource {
     }
 
     async fn current_position(&self) -> Result<Position> {
-        let mut c = self.server.connect().await?;
+        let mut c = self.server.control().await?;
         Ok(current_place(&mut c).await?.position())
     }
 
     async fn progress(&self, _reached: &Position) -> Result<SourceProgress> {
-        let mut c = self.server.connect().await?;
+        let mut c = self.server.control().await?;
         let position = current_place(&mut c).await?.position();
         let lag_bytes = tail::lag_bytes(&self.server, &mut c).await?;
         Ok(SourceProgress {

@@ -4,10 +4,11 @@
 //! its cells are read from a snapshot. The log's own description of a column decides how
 //! they are read from the log; [`super::decode::rows`] compares the two.
 
+use super::control::Ask;
 use super::decode::charset::Charset;
 use super::decode::values::Value;
 use super::flavor::Flavor;
-use super::wire::{Connection, TextRow, quote};
+use super::wire::{TextRow, quote};
 use crate::{DiscoveredTable, SourceOptions, TableOptions};
 use caudal_model::schema::ColumnSpec;
 use caudal_model::{Error, Finding, LakeType, Result, Severity, TableName};
@@ -51,7 +52,7 @@ const SYSTEM: &str = "('mysql','information_schema','performance_schema','sys')"
 
 /// Reads the tables that `wanted` chooses; `only` limits the question to one table.
 pub async fn read_tables(
-    connection: &mut Connection,
+    connection: &mut dyn Ask,
     only: Option<&TableName>,
     wanted: impl Fn(&TableName) -> bool,
 ) -> Result<Vec<SourceTable>> {
@@ -348,7 +349,7 @@ fn split_type(text: &str) -> (String, Vec<String>, String) {
 }
 
 /// The charset of each collation id, for text in the log.
-pub async fn charsets(connection: &mut Connection) -> Result<HashMap<u64, String>> {
+pub async fn charsets(connection: &mut dyn Ask) -> Result<HashMap<u64, String>> {
     // MariaDB's newer collations have one id for each charset they apply to.
     let applicability = "SELECT ID, CHARACTER_SET_NAME \
          FROM information_schema.COLLATION_CHARACTER_SET_APPLICABILITY WHERE ID IS NOT NULL";
@@ -366,7 +367,7 @@ pub async fn charsets(connection: &mut Connection) -> Result<HashMap<u64, String
 
 /// The table's present columns as the lake would have them, in `describe`'s terms.
 pub async fn read_table(
-    connection: &mut Connection,
+    connection: &mut dyn Ask,
     table: &TableName,
 ) -> Result<Option<SourceTable>> {
     Ok(read_tables(connection, Some(table), |t| t == table)

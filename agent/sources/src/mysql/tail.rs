@@ -104,7 +104,7 @@ impl MysqlTail {
         tables: Vec<TrackedTable>,
     ) -> Result<Self> {
         let place = Place::parse(server.flavor, from)?;
-        let mut control = server.connect().await?;
+        let mut control = server.control().await?;
         let charsets = charsets(&mut control).await?;
         drop(control);
         let dump = Dump::open(&server, &place).await?;
@@ -503,7 +503,7 @@ impl Tail for MysqlTail {
 /// Bytes of log between where a tail stands and the end.
 pub(super) async fn lag_bytes(
     server: &Server,
-    c: &mut super::wire::Connection,
+    c: &mut dyn super::control::Ask,
 ) -> Result<Option<u64>> {
     let reached = server.reached.lock().ok().and_then(|r| r.clone());
     let Some(reached) = reached else {

@@ -2,6 +2,7 @@
 //! parts share one buffer.
 //!
 //! A connection of the client/server protocol, as thin as replication and bulk reads need.
+//! Questions about the server go through [`super::control`] instead.
 //!
 //! Packets are borrowed from one buffer that is used again and again; a packet of
 //! 16 MiB and more is joined in a second one. Nothing is decoded here beyond the
@@ -168,9 +169,9 @@ pub struct ColumnDefinition {
     pub flags: u16,
 }
 
-/// One row of [`Connection::query`].
+/// One row of a query in the text protocol.
 #[derive(Debug, Clone)]
-pub struct TextRow(Vec<Option<Vec<u8>>>);
+pub struct TextRow(pub(super) Vec<Option<Vec<u8>>>);
 
 impl TextRow {
     /// A cell as text; `None` for NULL and for a column that is not there.
@@ -275,11 +276,7 @@ impl Connection {
         let tls = match tls {
             Some(config) if offered => Some(config),
             Some(_) if options.tls.mode != TlsMode::Prefer => {
-                return Err(WireError::Other(
-                    Error::fatal(Kind::Prerequisite, "the source does not offer TLS").hint(
-                        "give the server a certificate (ssl_cert, ssl_key), or set source.tls = \"prefer\"",
-                    ),
-                ));
+                return Err(no_tls());
             }
             _ => None,
         };
@@ -661,7 +658,16 @@ fn answer(plugin: &str, password: &[u8], nonce: &[u8], encrypted: bool) -> Optio
     }
 }
 
-fn unknown_plugin(plugin: &str, encrypted: bool) -> WireError {
+/// TLS was wanted, and the server has none.
+pub(super) fn no_tls() -> WireError {
+    WireError::Other(
+        Error::fatal(Kind::Prerequisite, "the source does not offer TLS").hint(
+            "give the server a certificate (ssl_cert, ssl_key), or set source.tls = \"prefer\"",
+        ),
+    )
+}
+
+pub(super) fn unknown_plugin(plugin: &str, encrypted: bool) -> WireError {
     let hint = if plugin == "mysql_clear_password" && !encrypted {
         "set source.tls = \"require\" or stronger: this account sends its password in clear text"
     } else {

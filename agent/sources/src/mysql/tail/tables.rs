@@ -99,7 +99,7 @@ impl MysqlTail {
         since_seq: i64,
     ) -> Result<()> {
         let table = TableName::new(map.database.clone(), map.table.clone());
-        let mut control = self.server.connect().await?;
+        let mut control = self.server.control().await?;
         let now = read_table(&mut control, &table).await?;
         let Some(tracked) = self.tracked.get(&table) else {
             return Ok(());
