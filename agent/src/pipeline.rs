@@ -307,6 +307,12 @@ impl<'p> Pipeline<'p> {
                 epoch.add_schema(schema);
             }
             TailEvent::TableFailed { table, error } => self.fail_table(&table, &error, epoch, tail),
+            TailEvent::Recopy { table, reason } => {
+                let error = Error::drift(&table, reason);
+                self.fail_table(&table, &error, epoch, tail);
+            }
+            TailEvent::Ended { table } => epoch.end_table(&table),
+            TailEvent::Catalog => {}
             TailEvent::Full => self.flush(epoch).await?,
         }
         Ok(())

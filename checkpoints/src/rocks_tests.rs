@@ -30,11 +30,7 @@ fn progress(name: &str, rows: u64) -> TableProgress {
 }
 
 fn schema(name: &str, version: u32) -> TableSchema {
-    let column = ColumnSpec {
-        name: "id".into(),
-        source_type: "int4".into(),
-        lake_type: LakeType::Int32,
-    };
+    let column = ColumnSpec::new("id", "int4", LakeType::Int32);
     let table = TableName::new("public", name);
     TableSchema {
         version,

@@ -150,6 +150,7 @@ impl Database {
             chunk_rows: 3,
             spill_dir: self.dir.path().join("spill"),
             staging_bytes: 64 << 10,
+            value_bytes: 512 << 20,
             connect_timeout: Duration::from_secs(10),
         }
     }

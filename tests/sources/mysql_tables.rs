@@ -116,7 +116,7 @@ async fn unsupported_columns_are_refused_by_name(place: Place) {
     let mut options = db.options();
     let without = TableOptions {
         exclude_columns: vec!["p".into(), "g".into()],
-        key: None,
+        ..TableOptions::default()
     };
     options.tables.insert(table, without);
     let source = db.open(options);

@@ -20,7 +20,7 @@ async fn schema_changes_and_data_errors_stop_one_table(place: Place) {
     let mut options = db.options();
     let secret = TableOptions {
         exclude_columns: vec!["secret".into()],
-        key: None,
+        ..TableOptions::default()
     };
     options.tables.insert(db.table("e"), secret);
     let source = db.open(options);
@@ -66,8 +66,8 @@ async fn check_names_what_is_missing_and_how_to_mend_it(place: Place) {
         .await;
     let mut options = db.options();
     let key = TableOptions {
-        exclude_columns: vec![],
         key: Some(vec!["id".into()]),
+        ..TableOptions::default()
     };
     options.tables.insert(db.table("nulls"), key);
     let findings = db.open(options).check().await.unwrap();

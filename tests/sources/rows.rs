@@ -118,6 +118,9 @@ pub async fn drain_to(
                 let hint = error.hint_text().unwrap_or("");
                 events.push(format!("failed {table}: {error} [{hint}]"));
             }
+            TailEvent::Recopy { table, reason } => events.push(format!("recopy {table}: {reason}")),
+            TailEvent::Ended { table } => events.push(format!("ended {table}")),
+            TailEvent::Catalog => events.push("catalog".to_owned()),
             TailEvent::Full => {
                 events.push("full".to_owned());
                 rows.extend(show(&into.take().unwrap()));

@@ -5,6 +5,7 @@
 //! that the reader can stop when it is full (INV-9). A row that is dropped before
 //! [`RowWriter::finish`] leaves no trace, so a decoder can leave by `?` anywhere.
 
+use crate::rules::{BoundRules, Rules};
 use crate::schema::TableSchema;
 use crate::{ColumnBuilder, Error, Op, Result, TableName, TransactionMeta};
 use arrow::array::{
@@ -83,6 +84,7 @@ struct TableBuffer {
     /// (row, column), in the order of rows.
     unchanged: Vec<(u32, u16)>,
     ready: Vec<TableBatch>,
+    rules: Option<BoundRules>,
     /// Bytes counted so far for the open rows.
     bytes: usize,
 }
@@ -194,6 +196,7 @@ pub struct ChangeBuffer {
     bytes: usize,
     limit: usize,
     fixed_seq: bool,
+    rules: Arc<Rules>,
 }
 
 /// The memory that a row holds besides its cells.
@@ -210,7 +213,15 @@ impl ChangeBuffer {
             bytes: 0,
             limit,
             fixed_seq: false,
+            rules: Arc::default(),
         }
+    }
+
+    /// Applies these rules to every row. They must have passed [`Rules::check`] for every
+    /// schema version that comes: of a table whose rules do not fit, no row is kept.
+    pub fn with_rules(mut self, rules: Arc<Rules>) -> Self {
+        self.rules = rules;
+        self
     }
 
     /// A buffer for snapshot rows, which all get `base_seq`.
@@ -238,6 +249,10 @@ impl ChangeBuffer {
                 transactions: Vec::new(),
                 unchanged: Vec::new(),
                 ready: Vec::new(),
+                rules: self
+                    .rules
+                    .bind(schema)
+                    .unwrap_or_else(|_| Some(BoundRules::nothing())),
                 bytes: 0,
             });
             Slot(self.tables.len() as u32 - 1)
@@ -415,6 +430,9 @@ impl RowWriter<'_> {
             );
             bytes += 8;
         }
+        if self.table.rules.is_some() && !self.apply_rules() {
+            return *self.next_seq;
+        }
         self.done = true;
         self.table.bytes += bytes;
         *self.total += bytes;
@@ -423,6 +441,44 @@ impl RowWriter<'_> {
             *self.next_seq += 1;
         }
         seq
+    }
+}
+
+impl RowWriter<'_> {
+    /// Applies the table's rules to the row; false: it is not carried.
+    #[cold]
+    fn apply_rules(&mut self) -> bool {
+        let table = &mut *self.table;
+        let Some(rules) = &table.rules else {
+            return true;
+        };
+        let op = Op::ALL[table.ops[self.index] as usize];
+        if op == Op::Truncate {
+            return true;
+        }
+        // A delete may carry no more than the key, and deleting what is not there does no harm;
+        // without a key it carries the whole row.
+        let told = op != Op::Delete || rules.key.is_empty();
+        if let Some(filter) = &rules.filter
+            && told
+            && !filter.carries(&table.columns)
+        {
+            if op != Op::Update {
+                return false;
+            }
+            // It may have been carried before: it leaves the lake, and shows no more than its key.
+            table.ops[self.index] = Op::Delete as i8;
+            let row = self.index as u32;
+            table.unchanged.retain(|(r, _)| *r != row);
+            for (at, column) in table.columns.iter_mut().enumerate() {
+                if !rules.key.contains(&at) {
+                    column.truncate(self.index);
+                    column.push_null();
+                }
+            }
+        }
+        rules.hash(&mut table.columns);
+        true
     }
 }
 
@@ -442,10 +498,8 @@ mod tests {
     use arrow::array::Array;
 
     fn schema() -> Arc<TableSchema> {
-        let spec = |name: &str, lake_type: LakeType| ColumnSpec {
-            name: name.into(),
-            source_type: lake_type.to_string(),
-            lake_type,
+        let spec = |name: &str, lake_type: LakeType| {
+            ColumnSpec::new(name, lake_type.to_string(), lake_type)
         };
         Arc::new(TableSchema::first(
             TableName::new("s", "t"),

@@ -42,6 +42,10 @@ impl Validity {
         bits.append(false);
         self.len += 1;
     }
+    fn last(&self) -> bool {
+        let bits = self.bits.as_ref();
+        self.len > 0 && bits.is_none_or(|b| b.get_bit(self.len - 1))
+    }
     fn truncate(&mut self, len: usize) {
         if let Some(b) = &mut self.bits {
             b.truncate(len);
@@ -78,6 +82,9 @@ impl<T: Copy + Default> Fixed<T> {
     fn null(&mut self) {
         self.values.push(T::default());
         self.validity.null();
+    }
+    fn last(&self) -> Option<T> {
+        self.values.last().copied().filter(|_| self.validity.last())
     }
     fn truncate(&mut self, len: usize) {
         self.values.truncate(len);
@@ -134,6 +141,25 @@ impl Variable {
         self.validity.valid();
         Ok(())
     }
+    /// Replaces the last cell, unless it is null.
+    pub fn replace_last(&mut self, with: impl FnOnce(&[u8]) -> Vec<u8>) {
+        let Some(cell) = self.last() else { return };
+        let new = with(cell);
+        self.offsets.pop();
+        let start = self.offsets.last().copied().unwrap_or(0) as usize;
+        self.data.truncate(start);
+        self.data.extend_from_slice(&new);
+        self.close();
+    }
+    /// The last cell; `None` if it is null or there is none.
+    fn last(&self) -> Option<&[u8]> {
+        let from = *self
+            .offsets
+            .len()
+            .checked_sub(2)
+            .map(|at| &self.offsets[at])?;
+        self.validity.last().then(|| &self.data[from as usize..])
+    }
     /// Whether `len` more bytes keep the column's offsets within 32 bits.
     #[inline]
     pub fn fits(&self, len: usize) -> bool {
@@ -166,6 +192,25 @@ pub struct List {
     offsets: Vec<i32>,
     items: Box<ColumnBuilder>,
     validity: Validity,
+}
+
+/// The value of one cell.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum CellRef<'a> {
+    /// Null.
+    Null,
+    /// A boolean.
+    Boolean(bool),
+    /// An integer of any width, a date's days, a time's or a timestamp's microseconds.
+    Integer(i64),
+    /// An unscaled decimal with its scale.
+    Decimal(i128, u8),
+    /// A float of either width.
+    Float(f64),
+    /// Text or bytes.
+    Text(&'a [u8]),
+    /// A list or a map.
+    Nested,
 }
 
 /// One column under construction. Decoders match on the variant once a cell.
@@ -251,6 +296,29 @@ impl ColumnBuilder {
     /// Whether there is no cell.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// The cell that was appended last; null if there is none.
+    pub fn last(&self) -> CellRef<'_> {
+        let cell = match self {
+            ColumnBuilder::Boolean(c) => c.last().map(CellRef::Boolean),
+            ColumnBuilder::Int8(c) => c.last().map(|v| CellRef::Integer(v.into())),
+            ColumnBuilder::Int16(c) => c.last().map(|v| CellRef::Integer(v.into())),
+            ColumnBuilder::Int32(c) | ColumnBuilder::Date32(c) => {
+                c.last().map(|v| CellRef::Integer(v.into()))
+            }
+            ColumnBuilder::Int64(c)
+            | ColumnBuilder::Time64(c)
+            | ColumnBuilder::Timestamp(c)
+            | ColumnBuilder::TimestampUtc(c) => c.last().map(CellRef::Integer),
+            ColumnBuilder::Float32(c) => c.last().map(|v| CellRef::Float(v.into())),
+            ColumnBuilder::Float64(c) => c.last().map(CellRef::Float),
+            ColumnBuilder::Decimal(c, _, scale) => c.last().map(|v| CellRef::Decimal(v, *scale)),
+            ColumnBuilder::Utf8(c) | ColumnBuilder::Binary(c) => c.last().map(CellRef::Text),
+            ColumnBuilder::List(c) => c.validity.last().then_some(CellRef::Nested),
+            ColumnBuilder::Map(.., v) => v.0.last().then_some(CellRef::Nested),
+        };
+        cell.unwrap_or(CellRef::Null)
     }
 
     fn validity(&self) -> &Validity {

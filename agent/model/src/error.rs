@@ -38,6 +38,9 @@ pub enum Kind {
     Fenced,
     /// A value or a schema that cannot arrive exactly; always [`Class::Data`].
     Data,
+    /// A table is not as its schema says and has to be copied again, which the agent
+    /// does by itself; always [`Class::Data`].
+    Drift,
     /// Bytes that were written by caudal or by the source do not parse.
     Corrupt,
     /// The local disk or the state directory failed.
@@ -59,6 +62,7 @@ impl Kind {
             Kind::PositionLost => "position_lost",
             Kind::Fenced => "fenced",
             Kind::Data => "data",
+            Kind::Drift => "drift",
             Kind::Corrupt => "corrupt",
             Kind::State => "state",
             Kind::Deadline => "deadline",
@@ -107,6 +111,13 @@ impl Error {
     /// A value or schema of one table that cannot arrive exactly.
     pub fn data(table: &crate::TableName, message: impl Into<String>) -> Self {
         let mut e = Self::new(Class::Data, Kind::Data, message);
+        e.0.table = Some(table.clone());
+        e
+    }
+
+    /// A table that is not as its schema says; see [`Kind::Drift`].
+    pub fn drift(table: &crate::TableName, message: impl Into<String>) -> Self {
+        let mut e = Self::new(Class::Data, Kind::Drift, message);
         e.0.table = Some(table.clone());
         e
     }

@@ -207,7 +207,7 @@ impl<'de> Deserialize<'de> for LakeType {
 }
 
 /// A column as a source describes it, before the lake gives it an id.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct ColumnSpec {
     /// The column's name at the source.
     pub name: String,
@@ -215,6 +215,45 @@ pub struct ColumnSpec {
     pub source_type: String,
     /// Its type in the lake.
     pub lake_type: LakeType,
+    /// What the source itself calls the column whatever its name (PostgreSQL: `attnum`);
+    /// `None` where it has no such number.
+    pub source_id: Option<i32>,
+    /// The name of the held version's column that this one continues, where the source
+    /// knows of a rename by its names only.
+    pub renamed_from: Option<String>,
+    /// What rows that are older than the column hold.
+    pub older_rows: OlderRows,
+}
+
+impl ColumnSpec {
+    /// A column that is known by its name, and null in rows from before it was added.
+    pub fn new(
+        name: impl Into<String>,
+        source_type: impl Into<String>,
+        lake_type: LakeType,
+    ) -> Self {
+        ColumnSpec {
+            name: name.into(),
+            source_type: source_type.into(),
+            lake_type,
+            source_id: None,
+            renamed_from: None,
+            older_rows: OlderRows::Null,
+        }
+    }
+}
+
+/// What rows hold in a column that was added after them, at the source and without a
+/// word of it in the log.
+#[derive(Debug, Clone, PartialEq)]
+pub enum OlderRows {
+    /// Null.
+    Null,
+    /// One value, as [`Column::default`] writes it.
+    Constant(serde_json::Value),
+    /// A value of their own each, or one that the source does not tell: only a new copy
+    /// of the table shows it.
+    Unknown,
 }
 
 /// A column of one schema version.
@@ -228,9 +267,27 @@ pub struct Column {
     pub source_type: String,
     /// Its type in the files of this version.
     pub lake_type: LakeType,
-    /// The constant that older rows show at the source; `null` if there is none.
+    /// The constant that older rows show at the source; `null` if there is none. Numbers
+    /// and booleans as in JSON where JSON holds them exactly (integers and floats),
+    /// anything else as the text that `as = "string"` would give.
     #[serde(default)]
     pub default: Option<serde_json::Value>,
+    /// What the source calls the column whatever its name; see [`ColumnSpec::source_id`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source_id: Option<i32>,
+}
+
+impl Column {
+    fn new(id: i32, spec: &ColumnSpec) -> Self {
+        Column {
+            id,
+            name: spec.name.clone(),
+            source_type: spec.source_type.clone(),
+            lake_type: spec.lake_type.clone(),
+            default: None,
+            source_id: spec.source_id,
+        }
+    }
 }
 
 /// One version of a table's schema: `_schema/<version>.json`.
@@ -281,17 +338,8 @@ impl TableSchema {
         specs: Vec<ColumnSpec>,
         key: Vec<String>,
     ) -> Self {
-        let columns = specs
-            .into_iter()
-            .zip(1..)
-            .map(|(s, id)| Column {
-                id,
-                name: s.name,
-                source_type: s.source_type,
-                lake_type: s.lake_type,
-                default: None,
-            })
-            .collect();
+        let columns = specs.iter().zip(1..).map(|(s, id)| Column::new(id, s));
+        let columns = columns.collect();
         TableSchema {
             format: 1,
             table,
@@ -302,33 +350,37 @@ impl TableSchema {
         }
     }
 
-    /// Compares the source's columns with this version, by name.
+    /// Compares the source's columns with this version.
     ///
-    /// `next_id` is one more than the greatest id of any version of the table, so
-    /// that a column dropped and added again gets a new one.
+    /// A column continues one of this version by [`ColumnSpec::renamed_from`], else by
+    /// [`ColumnSpec::source_id`] where both have one, else by its name. `next_id` is one
+    /// more than the greatest id of any version of the table, so that a column dropped
+    /// and added again gets a new one. `retains` says of two source types whether every
+    /// value of the first is the same value as the second, although the server may have
+    /// rewritten the rows without a word in the log.
     pub fn evolve(
         &self,
         since_seq: i64,
         specs: &[ColumnSpec],
         key: &[String],
         next_id: i32,
+        retains: impl Fn(&str, &str) -> bool,
     ) -> Evolution {
-        if self.key != key {
-            return Evolution::Recopy(format!(
-                "its key changed from ({}) to ({})",
-                self.key.join(", "),
-                key.join(", ")
-            ));
-        }
         let mut next_id = next_id;
         let mut columns = Vec::with_capacity(specs.len());
         for spec in specs {
-            let column = match self.columns.iter().find(|c| c.name == spec.name) {
-                Some(old) if old.lake_type.widens_to(&spec.lake_type) => Column {
-                    source_type: spec.source_type.clone(),
-                    lake_type: spec.lake_type.clone(),
-                    ..old.clone()
-                },
+            let column = match self.continued_by(spec) {
+                Some(old)
+                    if old.lake_type.widens_to(&spec.lake_type)
+                        && (old.source_type == spec.source_type
+                            || retains(&old.source_type, &spec.source_type)) =>
+                {
+                    Column {
+                        default: old.default.clone(),
+                        source_id: spec.source_id.or(old.source_id),
+                        ..Column::new(old.id, spec)
+                    }
+                }
                 Some(old) => {
                     return Evolution::Recopy(format!(
                         "column {} changed from {} to {}",
@@ -337,28 +389,52 @@ impl TableSchema {
                 }
                 None => {
                     next_id += 1;
-                    Column {
-                        id: next_id - 1,
-                        name: spec.name.clone(),
-                        source_type: spec.source_type.clone(),
-                        lake_type: spec.lake_type.clone(),
-                        default: None,
+                    let mut column = Column::new(next_id - 1, spec);
+                    match &spec.older_rows {
+                        OlderRows::Null => {}
+                        OlderRows::Constant(value) => column.default = Some(value.clone()),
+                        OlderRows::Unknown => {
+                            return Evolution::Recopy(format!(
+                                "column {} was added with a value for each row that is there",
+                                spec.name
+                            ));
+                        }
                     }
+                    column
                 }
             };
             columns.push(column);
         }
-        if columns == self.columns {
-            return Evolution::Same;
+        let id_of = |columns: &[Column], name: &String| {
+            columns.iter().find(|c| &c.name == name).map(|c| c.id)
+        };
+        let same_key = key.len() == self.key.len()
+            && key.iter().zip(&self.key).all(|(new, old)| {
+                let id = id_of(&columns, new);
+                id.is_some() && id == id_of(&self.columns, old)
+            });
+        if !same_key {
+            return Evolution::Recopy(format!(
+                "its key changed from ({}) to ({})",
+                self.key.join(", "),
+                key.join(", ")
+            ));
         }
-        Evolution::Next(TableSchema {
-            format: 1,
-            table: self.table.clone(),
-            version: self.version + 1,
-            since_seq,
-            key: key.to_vec(),
-            columns,
-        })
+        self.next_version(since_seq, columns, key)
+    }
+
+    /// The column of this version that `spec` continues.
+    fn continued_by(&self, spec: &ColumnSpec) -> Option<&Column> {
+        if let Some(before) = &spec.renamed_from {
+            return self.columns.iter().find(|c| &c.name == before);
+        }
+        let Some(id) = spec.source_id else {
+            return self.columns.iter().find(|c| c.name == spec.name);
+        };
+        // Versions written without numbers are still followed by their names.
+        let by_id = self.columns.iter().find(|c| c.source_id == Some(id));
+        let unnumbered = |c: &&Column| c.source_id.is_none() && c.name == spec.name;
+        by_id.or_else(|| self.columns.iter().find(unnumbered))
     }
 
     /// The version with which the table is copied again: nothing older has to be read as
@@ -374,19 +450,17 @@ impl TableSchema {
         let columns: Vec<Column> = specs
             .iter()
             .map(|spec| {
-                let old = self.columns.iter().find(|c| c.name == spec.name);
+                let old = self.continued_by(spec);
                 let old = old.filter(|c| c.lake_type.widens_to(&spec.lake_type));
                 let id = old.map_or(next_id, |c| c.id);
                 next_id += i32::from(old.is_none());
-                Column {
-                    id,
-                    name: spec.name.clone(),
-                    source_type: spec.source_type.clone(),
-                    lake_type: spec.lake_type.clone(),
-                    default: None,
-                }
+                Column::new(id, spec)
             })
             .collect();
+        self.next_version(since_seq, columns, key)
+    }
+
+    fn next_version(&self, since_seq: i64, columns: Vec<Column>, key: &[String]) -> Evolution {
         if columns == self.columns && key == self.key {
             return Evolution::Same;
         }
@@ -447,11 +521,7 @@ mod tests {
     use super::*;
 
     fn spec(name: &str, lake_type: LakeType) -> ColumnSpec {
-        ColumnSpec {
-            name: name.into(),
-            source_type: lake_type.to_string(),
-            lake_type,
-        }
+        ColumnSpec::new(name, lake_type.to_string(), lake_type)
     }
 
     #[test]
@@ -493,12 +563,14 @@ mod tests {
             vec!["id".into()],
         );
         let key = ["id".to_string()];
+        let any = |_: &str, _: &str| true;
         assert_eq!(
             v1.evolve(
                 5,
                 &[spec("id", LakeType::Int32), spec("a", LakeType::Utf8)],
                 &key,
-                3
+                3,
+                any
             ),
             Evolution::Same
         );
@@ -507,17 +579,18 @@ mod tests {
             &[spec("b", LakeType::Date32), spec("id", LakeType::Int64)],
             &key,
             3,
+            any,
         ) else {
             panic!("widening and adding make a new version")
         };
         assert_eq!((v2.version, v2.since_seq), (2, 5));
         assert_eq!(v2.columns.iter().map(|c| c.id).collect::<Vec<_>>(), [3, 1]);
         assert!(matches!(
-            v1.evolve(5, &[spec("id", LakeType::Utf8)], &key, 3),
+            v1.evolve(5, &[spec("id", LakeType::Utf8)], &key, 3, any),
             Evolution::Recopy(_)
         ));
         assert!(matches!(
-            v1.evolve(5, &[spec("id", LakeType::Int32)], &[], 3),
+            v1.evolve(5, &[spec("id", LakeType::Int32)], &[], 3, any),
             Evolution::Recopy(_)
         ));
         let Evolution::Next(v2) = v1.recopied(
@@ -529,5 +602,78 @@ mod tests {
             panic!("another type and key make a new version")
         };
         assert_eq!(v2.columns.iter().map(|c| c.id).collect::<Vec<_>>(), [3, 2]);
+    }
+
+    #[test]
+    fn a_column_is_followed_by_its_number_or_by_a_known_rename_and_else_by_its_name() {
+        let numbered = |name: &str, id| ColumnSpec {
+            source_id: Some(id),
+            ..spec(name, LakeType::Int32)
+        };
+        let any = |_: &str, _: &str| true;
+        let key = ["id".to_string()];
+        let v1 = TableSchema::first(
+            TableName::new("s", "t"),
+            1,
+            vec![numbered("id", 1), numbered("a", 2)],
+            key.to_vec(),
+        );
+        // `a` was dropped and added again, `id` got another name and is still the key.
+        let Evolution::Next(v2) = v1.evolve(
+            5,
+            &[numbered("nr", 1), numbered("a", 3)],
+            &["nr".into()],
+            3,
+            any,
+        ) else {
+            panic!("a renamed key is the same key")
+        };
+        assert_eq!(v2.columns.iter().map(|c| c.id).collect::<Vec<_>>(), [1, 3]);
+        let renamed = ColumnSpec {
+            renamed_from: Some("a".into()),
+            ..spec("b", LakeType::Int32)
+        };
+        let Evolution::Next(v2) =
+            v1.evolve(5, &[spec("id", LakeType::Int32), renamed], &key, 3, any)
+        else {
+            panic!("a rename makes a new version")
+        };
+        assert_eq!(v2.columns.iter().map(|c| c.id).collect::<Vec<_>>(), [1, 2]);
+    }
+
+    #[test]
+    fn older_rows_get_their_constant_or_a_new_copy() {
+        let v1 = TableSchema::first(
+            TableName::new("s", "t"),
+            1,
+            vec![spec("id", LakeType::Int32)],
+            vec!["id".into()],
+        );
+        let evolve = |older_rows, retains: bool, source_type: &str| {
+            let mut id = spec("id", LakeType::Int32);
+            id.source_type = source_type.into();
+            let added = ColumnSpec {
+                older_rows,
+                ..spec("a", LakeType::Int32)
+            };
+            v1.evolve(5, &[id, added], &["id".into()], 2, |_, _| retains)
+        };
+        let five = serde_json::Value::from(5);
+        let Evolution::Next(v2) = evolve(OlderRows::Constant(five.clone()), false, "int32") else {
+            panic!("a constant needs no copy")
+        };
+        assert_eq!(v2.columns[1].default, Some(five));
+        assert!(matches!(
+            evolve(OlderRows::Unknown, false, "int32"),
+            Evolution::Recopy(_)
+        ));
+        assert!(matches!(
+            evolve(OlderRows::Null, false, "int4"),
+            Evolution::Recopy(_)
+        ));
+        assert!(matches!(
+            evolve(OlderRows::Null, true, "int4"),
+            Evolution::Next(_)
+        ));
     }
 }

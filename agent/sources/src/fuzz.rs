@@ -211,11 +211,8 @@ pub fn pg_text(data: &[u8]) {
 /// is refused the next is read.
 pub fn pg_copy(data: &[u8]) {
     let columns = POSTGRES_TYPES.iter().enumerate();
-    let specs = columns.map(|(i, (_, lake_type))| ColumnSpec {
-        name: i.to_string(),
-        source_type: String::new(),
-        lake_type: lake_type.clone(),
-    });
+    let specs =
+        columns.map(|(i, (_, lake_type))| ColumnSpec::new(i.to_string(), "", lake_type.clone()));
     let table = TableName::new("s", "t");
     let schema = Arc::new(TableSchema::first(table, 1, specs.collect(), Vec::new()));
     let mut into = buffer();

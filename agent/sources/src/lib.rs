@@ -8,14 +8,16 @@
 use async_trait::async_trait;
 use caudal_model::schema::ColumnSpec;
 use caudal_model::{
-    ChangeBuffer, Chunk, Error, Finding, Mark, Position, Result, Selection, TableName, TableSchema,
+    ChangeBuffer, Chunk, Error, Filter, Finding, LakeType, Mark, Position, Result, Selection,
+    TableName, TableSchema,
 };
 use secrecy::SecretString;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub mod filter;
 #[doc(hidden)]
 pub mod fuzz;
 pub mod mysql;
@@ -56,8 +58,44 @@ pub struct TlsOptions {
 pub struct TableOptions {
     /// Columns that never leave the source.
     pub exclude_columns: Vec<String>,
+    /// Columns whose text is replaced by its hash before it is staged anywhere; to a
+    /// source they are `as = "string"`, and their source type is marked by
+    /// [`TableOptions::source_type`]. The hash itself is the buffer's ([`caudal_model::Rules`]).
+    pub hash_columns: Vec<String>,
+    /// Other lake types for single columns (`as`).
+    pub lake_types: BTreeMap<String, LakeType>,
+    /// The rows to carry. The buffer applies it to every row; a source adds it to a
+    /// chunk's SELECT so that the others need not be read.
+    pub filter: Option<Filter>,
     /// The key of a table without a primary key, or a unique index to be used as one.
     pub key: Option<Vec<String>>,
+}
+
+impl TableOptions {
+    /// The lake type that the user asks for: `string` for a hashed column.
+    pub fn lake_type(&self, column: &str) -> Option<&LakeType> {
+        if self.hash_columns.iter().any(|c| c == column) {
+            return Some(&LakeType::Utf8);
+        }
+        self.lake_types.get(column)
+    }
+
+    /// The column's type as the schema tells it: a column that begins or ends to be
+    /// hashed is another one, whose table must be copied again.
+    pub fn source_type(&self, column: &str, source_type: &str) -> String {
+        if self.hash_columns.iter().any(|c| c == column) {
+            format!("{source_type} hashed")
+        } else {
+            source_type.to_owned()
+        }
+    }
+
+    /// Whether the filter looks at columns outside the key, so that an update can be told
+    /// only where the log carries whole rows (replica identity FULL, row image FULL).
+    pub fn filter_needs_whole_rows(&self, key: &[String]) -> bool {
+        let filter = self.filter.as_ref();
+        filter.is_some_and(|f| f.columns().iter().any(|c| !key.contains(c)))
+    }
 }
 
 /// Everything that a source needs to know.
@@ -93,6 +131,9 @@ pub struct SourceOptions {
     pub spill_dir: PathBuf,
     /// Bytes that staged transactions may hold in memory before they spill.
     pub staging_bytes: usize,
+    /// The largest single value that is carried, bytes as the source sends it; a larger
+    /// one is a data error of its table, and is not held in memory.
+    pub value_bytes: usize,
     /// How long to wait for a connection.
     pub connect_timeout: Duration,
 }
@@ -158,6 +199,24 @@ pub enum TailEvent {
         /// Why.
         error: Error,
     },
+    /// A table's rows can no longer be told by what the lake holds of it (another key or
+    /// type, a default that is not constant, rows rewritten without a word in the log):
+    /// its rows have been left out from here on, and a new copy under its new schema mends it.
+    Recopy {
+        /// The table.
+        table: TableName,
+        /// What changed, for the log and for `pause`.
+        reason: String,
+    },
+    /// The table was dropped or renamed at this place in the log; its rows have been
+    /// left out from here on. One of the same name that comes later is another table.
+    Ended {
+        /// The table.
+        table: TableName,
+    },
+    /// Tables that the selection names may have come or gone at this place in the log:
+    /// they must be discovered again.
+    Catalog,
     /// The buffer has reached its limit inside a transaction: take the rows out
     /// (without committing them) and call again.
     Full,
@@ -201,6 +260,12 @@ pub trait Source: Send + Sync {
 
     /// How far the source has got beyond `reached`.
     async fn progress(&self, reached: &Position) -> Result<SourceProgress>;
+
+    /// A text that changes when a selected table comes, goes or is renamed, cheap to ask
+    /// for every few seconds; `None` where the log itself tells ([`TailEvent::Catalog`]).
+    async fn catalog_mark(&self) -> Result<Option<String>> {
+        Ok(None)
+    }
 
     /// Values that were changed on their way so far, by reason.
     fn coerced(&self) -> Vec<(&'static str, u64)> {
@@ -288,7 +353,7 @@ pub trait ChunkReader: Send {
 
     /// Starts reading a chunk, in a transaction of its own (a table without a key:
     /// in the one that [`Self::open_exact`] opened). The table is checked against
-    /// `schema` first: a difference is a data error.
+    /// `schema` first: a difference is an error of [`caudal_model::Kind::Drift`].
     async fn start(&mut self, schema: &Arc<TableSchema>, chunk: &Chunk) -> Result<()>;
 
     /// Appends rows of the chunk as [`caudal_model::Op::Snapshot`] until it is done or

@@ -208,11 +208,7 @@ impl Source for Script {
 
     async fn discover(&self) -> Result<Vec<DiscoveredTable>> {
         self.fault("discover")?;
-        let column = |name: &str| ColumnSpec {
-            name: name.to_owned(),
-            source_type: "bigint".to_owned(),
-            lake_type: LakeType::Int64,
-        };
+        let column = |name: &str| ColumnSpec::new(name, "bigint", LakeType::Int64);
         let db = self.db();
         let tables = db.tables.iter().map(|(table, keyed)| DiscoveredTable {
             table: table.clone(),

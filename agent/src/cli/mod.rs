@@ -96,6 +96,7 @@ pub fn exit_code(error: &Error) -> u8 {
         | Kind::Source
         | Kind::Store
         | Kind::Data
+        | Kind::Drift
         | Kind::Corrupt
         | Kind::State => 1,
     }

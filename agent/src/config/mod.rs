@@ -15,13 +15,14 @@ pub mod units;
 #[cfg(test)]
 mod tests;
 
-use caudal_model::{Error, Kind, Result, Selection, TableName};
+use caudal_model::{Error, Kind, Result, Rules, Selection, TableName, TableRules};
 use caudal_sinks::StoreOptions;
-use caudal_sources::{SourceOptions, TableOptions, TlsMode, TlsOptions};
+use caudal_sources::{SourceOptions, TableOptions, TlsMode, TlsOptions, filter};
 use document::{Document, Problem};
 use schemars::JsonSchema;
+use secrecy::ExposeSecret;
 use serde::{Deserialize, Serialize};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 pub use document::Places;
@@ -184,8 +185,23 @@ impl Config {
                 .table
                 .parse()
                 .map_err(|e: String| self.error_at(&format!("tables.override[{i}].table"), e))?;
+            let key = |k: &str| format!("tables.override[{i}].{k}");
+            let mut lake_types = BTreeMap::new();
+            for (column, lake_type) in &o.lake_types {
+                let parsed = lake_type
+                    .parse()
+                    .map_err(|e: String| self.error_at(&key("as"), e))?;
+                lake_types.insert(column.clone(), parsed);
+            }
+            let filter = o.filter.as_deref();
+            let filter = filter.map(|f| filter::parse(f, s.kind.filter_syntax()));
             let options = TableOptions {
                 exclude_columns: o.exclude_columns.clone(),
+                hash_columns: o.hash_columns.clone(),
+                lake_types,
+                filter: filter
+                    .transpose()
+                    .map_err(|e| self.error_at(&key("filter"), e))?,
                 key: o.key.clone(),
             };
             tables.insert(table, options);
@@ -219,8 +235,31 @@ impl Config {
             // A quarter: the open epoch, the files being encoded and the parts in flight
             // need the rest (INV-9).
             staging_bytes: usize::try_from(self.commit.memory / 4).unwrap_or(usize::MAX),
+            value_bytes: usize::try_from(self.limits.value_bytes).unwrap_or(usize::MAX),
             connect_timeout: s.connect_timeout,
         })
+    }
+
+    /// What is done to rows on their way, with the salt fetched.
+    pub fn rules(&self) -> Result<Rules> {
+        let salt = match &self.tables.hash_salt {
+            Some(s) => s
+                .resolve()
+                .map_err(|e| self.error_at("tables.hash_salt", e))?,
+            None => String::new().into(),
+        };
+        if self.tables.hash_salt.is_some() && salt.expose_secret().is_empty() {
+            return Err(self.error_at("tables.hash_salt", "must not be empty"));
+        }
+        let options = self.source_options()?;
+        let tables = options.tables.into_iter().map(|(table, o)| {
+            let rules = TableRules {
+                hash_columns: o.hash_columns,
+                filter: o.filter,
+            };
+            (table, rules)
+        });
+        Ok(Rules::new(salt.expose_secret(), tables.collect()))
     }
 }
 

@@ -6,7 +6,7 @@
 
 use super::document::Problem;
 use super::{Config, SourceKind, Tls, units};
-use caudal_model::{Selection, TableName};
+use caudal_model::{LakeType, Selection, TableName};
 use std::collections::HashSet;
 use std::time::Duration;
 
@@ -15,6 +15,9 @@ const MIB: u64 = 1 << 20;
 /// The least `commit.memory`: an epoch, staged transactions, files being encoded and
 /// parts in flight, each of 16 MiB.
 pub const MIN_MEMORY: u64 = 4 * 16 * MIB;
+
+/// The most for `limits.value_bytes`: a column's cells are addressed by 31 bits.
+const MAX_VALUE: u64 = 1 << 30;
 
 struct Checker<'c> {
     config: &'c Config,
@@ -210,13 +213,61 @@ fn tables(c: &mut Checker<'_>) {
                 format!("column `{column}` is excluded and cannot be a key"),
             );
         }
-        let unsupported = [
-            ("hash_columns", !o.hash_columns.is_empty()),
-            ("as", !o.lake_types.is_empty()),
-            ("filter", o.filter.is_some()),
-        ];
-        for (name, set) in unsupported {
-            c.refuse_if(set, &key(name), "not supported by this version");
+        columns(c, i);
+    }
+}
+
+/// What one override says of its columns.
+fn columns(c: &mut Checker<'_>, i: usize) {
+    let tables = &c.config.tables;
+    let o = &tables.overrides[i];
+    let key = |k: &str| format!("tables.override[{i}].{k}");
+    c.refuse_if(
+        !o.hash_columns.is_empty() && tables.hash_salt.is_none(),
+        &key("hash_columns"),
+        "needs tables.hash_salt, a secret: hash_salt = \"env:NAME\"",
+    );
+    for column in &o.hash_columns {
+        c.refuse_if(
+            o.exclude_columns.contains(column),
+            &key("hash_columns"),
+            format!("column `{column}` is excluded already"),
+        );
+        c.refuse_if(
+            o.lake_types.contains_key(column),
+            &key("as"),
+            format!("column `{column}` is hashed, which makes it a string"),
+        );
+        c.refuse_if(
+            o.key.as_ref().is_some_and(|k| k.contains(column)),
+            &key("key"),
+            format!("column `{column}` is hashed and cannot be a key"),
+        );
+    }
+    for (column, lake_type) in &o.lake_types {
+        if let Err(e) = lake_type.parse::<LakeType>() {
+            c.refuse(&key("as"), format!("column `{column}`: {e}"));
+        }
+        c.refuse_if(
+            o.exclude_columns.contains(column),
+            &key("as"),
+            format!("column `{column}` is excluded already"),
+        );
+    }
+    let Some(text) = &o.filter else { return };
+    match caudal_sources::filter::parse(text, c.config.source.kind.filter_syntax()) {
+        Err(e) => c.refuse(&key("filter"), e),
+        Ok(filter) => {
+            let hidden = filter
+                .columns()
+                .into_iter()
+                .find(|n| o.exclude_columns.contains(n) || o.hash_columns.contains(n));
+            if let Some(column) = hidden {
+                c.refuse(
+                    &key("filter"),
+                    format!("column `{column}` is excluded or hashed, so no row can be told by it"),
+                );
+            }
         }
     }
 }
@@ -278,6 +329,12 @@ fn sink(c: &mut Checker<'_>) {
 
 fn amounts(c: &mut Checker<'_>) {
     let commit = &c.config.commit;
+    let value = c.config.limits.value_bytes;
+    c.refuse_if(
+        !(1024..=MAX_VALUE).contains(&value),
+        "limits.value_bytes",
+        format!("must be from 1KiB to {}", units::print_size(MAX_VALUE)),
+    );
     c.refuse_if(
         commit.memory < MIN_MEMORY,
         "commit.memory",
@@ -311,7 +368,6 @@ fn http(c: &mut Checker<'_>) {
 fn unsupported(c: &mut Checker<'_>) {
     let f = c.config;
     let changed = [
-        ("tables.hash_salt", f.tables.hash_salt.is_some()),
         (
             "sink.retain_changes",
             f.sink.retain_changes != super::sections::thirty_days(),
@@ -320,20 +376,12 @@ fn unsupported(c: &mut Checker<'_>) {
         ("merge.deletes", f.merge.deletes != Default::default()),
         ("merge.catalog", f.merge.catalog != Default::default()),
         (
-            "schema_change.policy",
-            f.schema_change.policy != Default::default(),
-        ),
-        (
             "checkpoints.replay_window",
             f.checkpoints.replay_window != Duration::ZERO,
         ),
         (
             "checkpoints.keep",
             f.checkpoints.keep != super::sections::thirty_days(),
-        ),
-        (
-            "limits.value_bytes",
-            f.limits.value_bytes != super::LimitsSection::default().value_bytes,
         ),
     ];
     for (key, changed) in changed {

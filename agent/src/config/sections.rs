@@ -4,6 +4,7 @@
 
 use super::units::{self, DurationText, SizeText};
 use crate::secret::SecretRef;
+use caudal_sources::filter::FilterSyntax;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -42,6 +43,16 @@ impl SourceKind {
             SourceKind::Mysql => "mysql",
             SourceKind::Mariadb => "mariadb",
             SourceKind::Sqlserver => "sqlserver",
+        }
+    }
+}
+
+impl SourceKind {
+    /// How the kind writes a filter.
+    pub fn filter_syntax(self) -> FilterSyntax {
+        match self {
+            SourceKind::Postgres | SourceKind::Sqlserver => FilterSyntax::Standard,
+            SourceKind::Mysql | SourceKind::Mariadb => FilterSyntax::MySql,
         }
     }
 }
@@ -398,7 +409,7 @@ pub struct LimitsSection {
 impl Default for LimitsSection {
     fn default() -> Self {
         LimitsSection {
-            value_bytes: 64 << 20,
+            value_bytes: 512 << 20,
         }
     }
 }

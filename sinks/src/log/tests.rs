@@ -439,11 +439,7 @@ async fn a_damaged_log_is_refused_and_the_file_named() {
 #[tokio::test]
 async fn a_schema_version_never_changes() {
     let log = owner(&MemoryStore::new(), "w").await;
-    let spec = |name: &str| ColumnSpec {
-        name: name.into(),
-        source_type: "int4".into(),
-        lake_type: LakeType::Int32,
-    };
+    let spec = |name: &str| ColumnSpec::new(name, "int4", LakeType::Int32);
     let v1 = TableSchema::first(orders(), 1, vec![spec("id")], vec!["id".into()]);
     assert_eq!(log.read_schema(&orders(), 1).await.unwrap(), None);
     log.put_schema(&v1).await.unwrap();

@@ -47,11 +47,9 @@ fn columns() -> Vec<(&'static str, LakeType)> {
 }
 
 fn schema() -> Arc<TableSchema> {
-    let specs = columns().into_iter().map(|(name, lake_type)| ColumnSpec {
-        name: name.into(),
-        source_type: lake_type.to_string(),
-        lake_type,
-    });
+    let specs = columns()
+        .into_iter()
+        .map(|(name, lake_type)| ColumnSpec::new(name, lake_type.to_string(), lake_type));
     let table = TableName::new("public", "orders");
     Arc::new(TableSchema::first(
         table,

@@ -129,11 +129,11 @@ pub fn describe(t: &SourceTable, options: &SourceOptions, flavor: Flavor) -> Dis
         .filter(|c| !own.exclude_columns.contains(&c.name))
     {
         match column_type(&c.column_type, c.charset.as_deref(), flavor) {
-            Ok((_, lake_type)) => columns.push(ColumnSpec {
-                name: c.name.clone(),
-                source_type: c.column_type.clone(),
+            Ok((_, lake_type)) => columns.push(ColumnSpec::new(
+                c.name.clone(),
+                c.column_type.clone(),
                 lake_type,
-            }),
+            )),
             Err(reason) => problems.push(
                 Finding::new(Severity::Error, "unsupported_column", reason)
                     .subject(format!("{}.{}", t.table, c.name))

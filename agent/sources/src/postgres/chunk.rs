@@ -186,11 +186,11 @@ impl PostgresReader {
                 )
                 .hint(format!("add {} to exclude_columns of this table", c.name))
             })?;
-            specs.push(ColumnSpec {
-                name: c.name.clone(),
-                source_type: described.name.clone(),
-                lake_type: mapped.lake.clone(),
-            });
+            specs.push(ColumnSpec::new(
+                c.name.clone(),
+                described.name.clone(),
+                mapped.lake.clone(),
+            ));
             selected.push((c.name.clone(), mapped.clone()));
         }
         let changed = |why: String| {
@@ -200,7 +200,7 @@ impl PostgresReader {
             )
             .hint(format!("run `caudal resnapshot {table}`"))
         };
-        match schema.evolve(0, &specs, &schema.key, i32::MAX - 4096) {
+        match schema.evolve(0, &specs, &schema.key, i32::MAX - 4096, |_, _| true) {
             Evolution::Same => Ok(selected),
             Evolution::Next(_) => Err(changed("columns were added, dropped or widened".into())),
             Evolution::Recopy(why) => Err(changed(why)),

@@ -98,11 +98,11 @@ impl Relation {
                 .get(&c.type_key)
                 .ok_or_else(|| Error::bug("a type was not looked up"))?;
             match &described.mapped {
-                Ok(mapped) => specs.push(ColumnSpec {
-                    name: c.name.clone(),
-                    source_type: described.name.clone(),
-                    lake_type: mapped.lake.clone(),
-                }),
+                Ok(mapped) => specs.push(ColumnSpec::new(
+                    c.name.clone(),
+                    described.name.clone(),
+                    mapped.lake.clone(),
+                )),
                 Err(why) => {
                     let text = format!("column {} ({}): {why}", c.name, described.name);
                     return Err(Error::data(&self.table, text).hint(format!(

@@ -273,11 +273,11 @@ fn describe(
             continue;
         };
         match &described.mapped {
-            Ok(mapped) => columns.push(ColumnSpec {
-                name: c.name.clone(),
-                source_type: described.name.clone(),
-                lake_type: mapped.lake.clone(),
-            }),
+            Ok(mapped) => columns.push(ColumnSpec::new(
+                c.name.clone(),
+                described.name.clone(),
+                mapped.lake.clone(),
+            )),
             Err(why) => problems.push(
                 error(
                     "unsupported_column",

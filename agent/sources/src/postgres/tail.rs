@@ -520,7 +520,13 @@ impl Decoder {
         let evolution = match relation.specs(&self.types, options) {
             Ok(specs) => {
                 let key = relation.visible_key(&held.key, overridden);
-                held.evolve(into.next_seq(), &specs, &key, tracked.table.next_column_id)
+                held.evolve(
+                    into.next_seq(),
+                    &specs,
+                    &key,
+                    tracked.table.next_column_id,
+                    |_, _| true,
+                )
             }
             Err(error) => {
                 self.untrack(&name);

@@ -62,11 +62,7 @@ fn schema_of(map: &TableMap) -> Arc<TableSchema> {
             _ => column_type(&text, None, crate::mysql::Flavor::MySql)
                 .map_or(LakeType::Utf8, |t| t.1),
         };
-        ColumnSpec {
-            name: c.name.clone(),
-            source_type: text,
-            lake_type,
-        }
+        ColumnSpec::new(c.name.clone(), text, lake_type)
     });
     let key = map.primary_key.iter().flatten().filter_map(|k| {
         map.columns

@@ -114,10 +114,13 @@ impl MysqlTail {
             self.fail(&table, error);
             return Ok(());
         }
-        match tracked
-            .schema
-            .evolve(since_seq, &now.columns, &now.key, tracked.next_column_id)
-        {
+        match tracked.schema.evolve(
+            since_seq,
+            &now.columns,
+            &now.key,
+            tracked.next_column_id,
+            |_, _| true,
+        ) {
             Evolution::Next(schema) if self.join(map, &table, &schema).is_ok() => {
                 let schema = Arc::new(schema);
                 let next = schema.columns.iter().map(|c| c.id + 1).max().unwrap_or(1);
