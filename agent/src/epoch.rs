@@ -9,7 +9,7 @@ use crate::staging::Staging;
 use arrow::array::{Array, DictionaryArray};
 use arrow::datatypes::Int8Type;
 use caudal_model::{
-    ChangeBuffer, Chunk, Error, Op, Position, Result, StreamPoint, TableBatch, TableName,
+    ChangeBuffer, Chunk, Error, Op, Position, Result, Rules, StreamPoint, TableBatch, TableName,
     TableSchema,
 };
 use caudal_sinks::{
@@ -44,13 +44,15 @@ struct Part {
     snapshot_files: Vec<FileEntry>,
     error: Option<String>,
     ended: bool,
+    again: bool,
 }
 
 impl OpenEpoch {
-    /// An epoch that follows `after`, with a buffer full at `limit` bytes.
-    pub fn new(after: StreamPoint, limit: usize) -> Self {
+    /// An epoch that follows `after`, with a buffer full at `limit` bytes, whose rows are
+    /// subject to `rules`.
+    pub fn new(after: StreamPoint, limit: usize, rules: Arc<Rules>) -> Self {
         OpenEpoch {
-            buffer: ChangeBuffer::new(after.seq + 1, limit),
+            buffer: ChangeBuffer::new(after.seq + 1, limit).with_rules(rules),
             boundary: after.clone(),
             since: None,
             after,
@@ -144,9 +146,11 @@ impl OpenEpoch {
     }
 
     /// The table leaves the stream with this commit; if it comes back, it is copied anew.
-    pub fn end_table(&mut self, table: &TableName) {
+    /// `again`: it leaves only to be copied again.
+    pub fn end_table(&mut self, table: &TableName, again: bool) {
         self.touch();
-        self.tables.entry(table.clone()).or_default().ended = true;
+        let part = self.tables.entry(table.clone()).or_default();
+        (part.ended, part.again, part.error) = (true, again, None);
     }
 
     /// Hands the buffer's rows to encoders without committing anything (INV-9).
@@ -165,7 +169,8 @@ impl OpenEpoch {
         if self.boundary.seq != self.buffer.next_seq() - 1 {
             return Err(Error::bug("an epoch was sealed inside a transaction"));
         }
-        let next = OpenEpoch::new(self.boundary.clone(), limit);
+        // The buffer, and its rules with it, goes on in the next epoch.
+        let next = OpenEpoch::new(self.boundary.clone(), limit, Arc::default());
         let mut sealed = std::mem::replace(self, next);
         // A table's slot in the buffer belongs to its reader; it must stay valid.
         std::mem::swap(&mut self.buffer, &mut sealed.buffer);
@@ -307,6 +312,7 @@ impl Sealed {
                 files: all,
                 error: part.error,
                 ended: part.ended,
+                again: part.again,
             });
         }
         let entry = log.entry(

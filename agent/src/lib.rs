@@ -10,6 +10,7 @@ pub mod metrics;
 pub mod pipeline;
 pub mod progress;
 pub mod recover;
+pub mod requests;
 pub mod secret;
 pub mod snapshot;
 pub mod staging;

@@ -6,6 +6,8 @@
 //! [`Pipeline::settle`] and nowhere else.
 
 mod copies;
+mod renewal;
+mod watch;
 
 use crate::crash;
 use crate::epoch::{Committed, OpenEpoch};
@@ -21,12 +23,15 @@ use caudal_model::{
 };
 use caudal_sinks::SnapshotEntry;
 use caudal_sources::{ChunkReader, Tail, TailEvent};
+use renewal::Renewal;
 use std::collections::{HashMap, HashSet};
+use std::path::PathBuf;
 use std::sync::Arc;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{self, mpsc, oneshot};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use watch::Notice;
 
 /// The state of one attempt.
 pub struct Pipeline<'p> {
@@ -38,6 +43,11 @@ pub struct Pipeline<'p> {
     next_column_ids: HashMap<TableName, i32>,
     /// The copies under way, as the next commit describes them.
     copies: HashMap<TableName, SnapshotEntry>,
+    /// The copies that workers have; messages of any other are late.
+    active: HashMap<TableName, Arc<Copy>>,
+    /// Copies that met a table of another shape: what was different, and the position
+    /// by which the tail must have told why.
+    drifted: HashMap<TableName, (String, Position)>,
     /// Copies whose chunks are complete, and the position that makes them live.
     awaiting_live: HashMap<TableName, Position>,
     /// Tables that became live in this attempt, committed or not.
@@ -46,15 +56,28 @@ pub struct Pipeline<'p> {
     failed: HashSet<TableName>,
     /// Tables that are selected and exist; others wait until they do.
     carried: HashSet<TableName>,
+    /// Tables that leave the stream with a commit that does not stand yet.
+    ending: HashSet<TableName>,
+    renewal: Renewal,
+    /// Requests, and their tables that have not ended yet.
+    granting: HashMap<PathBuf, HashSet<TableName>>,
+    messages: Option<mpsc::Sender<Message>>,
+    tasks: JoinSet<()>,
     exact_requests: Vec<ExactRequest>,
     closing: Option<JoinHandle<Result<Committed>>>,
     epoch_sealed: u64,
-    reached: watch::Sender<Position>,
+    reached: sync::watch::Sender<Position>,
     last_commit: Instant,
 }
 
+/// What reaches the pipeline from beside the log.
+struct Inboxes {
+    messages: mpsc::Receiver<Message>,
+    notices: mpsc::Receiver<Notice>,
+}
+
 struct ExactRequest {
-    table: TableName,
+    copy: Arc<Copy>,
     reader: Box<dyn ChunkReader>,
     reply: oneshot::Sender<Result<(Box<dyn ChunkReader>, Base)>>,
 }
@@ -78,7 +101,7 @@ impl<'p> Pipeline<'p> {
         recovered: Recovered,
     ) -> Self {
         let epoch_sealed = recovered.state.epoch;
-        let (reached, _) = watch::channel(recovered.state.through.position.clone());
+        let (reached, _) = sync::watch::channel(recovered.state.through.position.clone());
         Pipeline {
             parts,
             staging,
@@ -87,10 +110,17 @@ impl<'p> Pipeline<'p> {
             schemas: recovered.schemas,
             next_column_ids: recovered.next_column_ids,
             copies: HashMap::new(),
+            active: HashMap::new(),
+            drifted: HashMap::new(),
             awaiting_live: HashMap::new(),
             live: HashSet::new(),
             failed: HashSet::new(),
             carried: HashSet::new(),
+            ending: HashSet::new(),
+            renewal: Renewal::default(),
+            granting: HashMap::new(),
+            messages: None,
+            tasks: JoinSet::new(),
             exact_requests: Vec::new(),
             closing: None,
             epoch_sealed,
@@ -102,24 +132,32 @@ impl<'p> Pipeline<'p> {
     /// Reads, commits and acknowledges until `until` is reached or an error ends it.
     pub async fn run(mut self, until: &Until, shutdown: &CancellationToken) -> Result<Ending> {
         let limit = self.parts.settings.buffer_bytes;
-        let mut epoch = OpenEpoch::new(self.state.through.clone(), limit);
+        let rules = self.parts.rules.clone();
+        let mut epoch = OpenEpoch::new(self.state.through.clone(), limit, rules);
         self.staging.set_epoch(self.epoch_sealed + 1);
-        let copies = self.begin_copies(&mut epoch).await?;
+        // Read before the tables are, so that no change of theirs can fall in between.
+        let mark = self.parts.source.catalog_mark().await?;
+        let discovery = renewal::discover(self.parts.source.clone(), self.held()).await?;
+        self.carried = discovery.found.iter().map(|t| t.table.clone()).collect();
+        let copies = self.resume_copies();
         let tracked = self.tracked();
         let from = self.state.through.position.clone();
         let mut tail = self.parts.source.open_tail(&from, tracked).await?;
         // A crash may have come between the commit and its acknowledgement.
         tail.acknowledge(&from);
+        self.renewal.settle(Ok(discovery))?;
         self.publish_tables();
 
         let (sender, messages) = mpsc::channel(16);
-        let mut tasks = JoinSet::new();
-        self.spawn_workers(copies, sender, &mut tasks);
-        self.spawn_watch(&mut tasks);
+        self.messages = Some(sender);
+        let (noticed, notices) = mpsc::channel(4);
+        self.spawn_workers(copies);
+        self.spawn_watch(mark, noticed);
+        let inboxes = Inboxes { messages, notices };
         let outcome = self
-            .pump(&mut epoch, tail.as_mut(), messages, until, shutdown)
+            .pump(&mut epoch, tail.as_mut(), inboxes, until, shutdown)
             .await;
-        tasks.abort_all();
+        self.tasks.abort_all();
         if let Some(closing) = self.closing.take() {
             closing.abort();
         }
@@ -131,7 +169,7 @@ impl<'p> Pipeline<'p> {
         &mut self,
         epoch: &mut OpenEpoch,
         tail: &mut dyn Tail,
-        mut messages: mpsc::Receiver<Message>,
+        mut inboxes: Inboxes,
         until: &Until,
         shutdown: &CancellationToken,
     ) -> Result<Ending> {
@@ -148,10 +186,17 @@ impl<'p> Pipeline<'p> {
                     self.settle(done?, tail)?;
                 }
                 _ = tick.tick() => {}
-                Some(message) = messages.recv(), if stopping.is_none() => {
+                Some(message) = inboxes.messages.recv(), if stopping.is_none() => {
                     self.message(message, epoch, tail)?;
                     continue;
                 }
+                Some(notice) = inboxes.notices.recv(), if stopping.is_none() => {
+                    match notice {
+                        Notice::Catalog => self.renewal.want(),
+                        Notice::Asked(path, request) => self.grant(path, request, epoch, tail),
+                    }
+                }
+                answer = self.renewal.answer() => self.renewal.settle(answer)?,
                 event = tail.next(&mut epoch.buffer), if stopping.is_none() || tail.in_transaction() => {
                     let full = matches!(event, Ok(TailEvent::Full));
                     self.event(event?, epoch, tail).await?;
@@ -172,6 +217,10 @@ impl<'p> Pipeline<'p> {
                     self.flush(epoch).await?;
                 }
                 continue;
+            }
+            if stopping.is_none() {
+                self.look_at_drifted(epoch, tail)?;
+                self.renew(epoch, tail)?;
             }
             if !self.exact_requests.is_empty() {
                 self.open_exact(epoch, tail).await?;
@@ -207,6 +256,8 @@ impl<'p> Pipeline<'p> {
     /// Whether every table is live or errored, committed or not.
     fn all_settled(&self) -> bool {
         self.awaiting_live.is_empty()
+            && self.ending.is_empty()
+            && self.renewal.is_idle()
             && self.state.tables.iter().all(|t| {
                 matches!(t.state, TableState::Live | TableState::Errored)
                     || self.failed.contains(&t.table)
@@ -218,6 +269,8 @@ impl<'p> Pipeline<'p> {
     fn is_due(&self, epoch: &OpenEpoch) -> bool {
         let s = &self.parts.settings;
         match epoch.since {
+            // A new copy waits for it.
+            Some(_) if !self.ending.is_empty() => true,
             Some(since) => epoch.bytes() >= s.max_bytes || since.elapsed() >= s.max_delay,
             // A position alone is committed now and then, so that the source can forget.
             None => epoch.moved() && self.last_commit.elapsed() >= s.idle_commit,
@@ -274,6 +327,8 @@ impl<'p> Pipeline<'p> {
         for t in &changed {
             self.parts.board.update_table(TableStatus::from(t));
         }
+        let entries = done.receipt.entry().tables.iter();
+        self.ended(entries.filter(|t| t.ended).map(|t| t.table.clone()));
         self.parts
             .board
             .set_commit(self.state.epoch, self.generation, &self.state.through);
@@ -295,24 +350,14 @@ impl<'p> Pipeline<'p> {
                 epoch.set_boundary(position);
             }
             TailEvent::Heartbeat { position } => epoch.set_boundary(position),
-            TailEvent::Schema(schema) => {
-                tracing::info!(table = %schema.table, version = schema.version, "new schema version");
-                let next = schema.columns.iter().map(|c| c.id + 1).max().unwrap_or(1);
-                let ids = self
-                    .next_column_ids
-                    .entry(schema.table.clone())
-                    .or_insert(next);
-                *ids = next.max(*ids);
-                self.schemas.insert(schema.table.clone(), schema.clone());
-                epoch.add_schema(schema);
-            }
+            TailEvent::Schema(schema) => self.new_version(schema, epoch, tail),
             TailEvent::TableFailed { table, error } => self.fail_table(&table, &error, epoch, tail),
-            TailEvent::Recopy { table, reason } => {
-                let error = Error::drift(&table, reason);
-                self.fail_table(&table, &error, epoch, tail);
+            TailEvent::Recopy { table, reason } => self.recopy(&table, &reason, epoch, tail),
+            TailEvent::Ended { table } => {
+                self.end_table(&table, epoch, tail);
+                self.renewal.want();
             }
-            TailEvent::Ended { table } => epoch.end_table(&table),
-            TailEvent::Catalog => {}
+            TailEvent::Catalog => self.renewal.want(),
             TailEvent::Full => self.flush(epoch).await?,
         }
         Ok(())
@@ -328,8 +373,7 @@ impl<'p> Pipeline<'p> {
         tracing::error!(%table, %error, hint = error.hint_text(), "table errored");
         metrics::error(error);
         tail.untrack(table);
-        self.awaiting_live.remove(table);
-        self.copies.remove(table);
+        self.forget_copy(table);
         self.failed.insert(table.clone());
         epoch.fail_table(table, error);
     }
@@ -342,47 +386,83 @@ impl<'p> Pipeline<'p> {
     ) -> Result<()> {
         match message {
             Message::Chunks {
-                table,
+                copy,
                 chunks,
                 files,
                 planned,
             } => {
-                if self.failed.contains(&table) {
+                if !self.is_active(&copy) {
+                    let paths: Vec<String> = files.into_iter().map(|f| f.path).collect();
+                    self.staging.unwanted(&paths);
                     return Ok(());
                 }
                 let rows = files.iter().map(|f| f.rows).sum();
-                metrics::snapshot_rows(&table, rows);
-                let first = self.copy_entry(&table)?;
-                epoch.add_chunks(&table, || first, chunks, files, planned);
+                metrics::snapshot_rows(&copy.table, rows);
+                let first = self.copy_entry(&copy.table)?;
+                epoch.add_chunks(&copy.table, || first, chunks, files, planned);
             }
-            Message::Done { table, live_at } => {
-                if self.failed.contains(&table) {
+            Message::Done { copy, live_at } => {
+                if !self.is_active(&copy) {
                     return Ok(());
                 }
-                let mut copy = self.copy_entry(&table)?;
-                copy.done = true;
-                copy.live_at = Some(live_at.clone());
-                let entry = epoch.snapshot_mut(&table, || copy.clone());
+                self.active.remove(&copy.table);
+                let mut entry = self.copy_entry(&copy.table)?;
                 entry.done = true;
                 entry.live_at = Some(live_at.clone());
-                self.copies.insert(table.clone(), copy);
-                self.awaiting_live.insert(table, live_at);
+                let part = epoch.snapshot_mut(&copy.table, || entry.clone());
+                part.done = true;
+                part.live_at = Some(live_at.clone());
+                self.copies.insert(copy.table.clone(), entry);
+                self.awaiting_live.insert(copy.table.clone(), live_at);
             }
             Message::OpenExact {
-                table,
+                copy,
                 reader,
                 reply,
             } => {
-                self.exact_requests.push(ExactRequest {
-                    table,
-                    reader,
-                    reply,
-                });
+                // Without an answer, the worker finds that its copy was cancelled.
+                if self.is_active(&copy) {
+                    self.exact_requests.push(ExactRequest {
+                        copy,
+                        reader,
+                        reply,
+                    });
+                }
             }
-            Message::TableFailed { table, error } => self.fail_table(&table, &error, epoch, tail),
+            Message::TableFailed { copy, error } => {
+                if self.is_active(&copy) && error.kind() == Kind::Drift {
+                    self.recopy(&copy.table, &error.to_string(), epoch, tail);
+                } else if self.is_active(&copy) {
+                    self.fail_table(&copy.table, &error, epoch, tail);
+                }
+            }
+            Message::Drifted {
+                copy,
+                version,
+                error,
+                at,
+            } => {
+                let newer = self
+                    .schemas
+                    .get(&copy.table)
+                    .filter(|s| s.version > version);
+                match newer {
+                    _ if !self.is_active(&copy) => {}
+                    Some(schema) => copy.go_on(schema.clone()),
+                    None => {
+                        self.drifted
+                            .insert(copy.table.clone(), (error.to_string(), at));
+                    }
+                }
+            }
             Message::Failed(error) => return Err(error),
         }
         Ok(())
+    }
+
+    fn is_active(&self, copy: &Arc<Copy>) -> bool {
+        let active = self.active.get(&copy.table);
+        active.is_some_and(|a| Arc::ptr_eq(a, copy))
     }
 
     fn copy_entry(&self, table: &TableName) -> Result<SnapshotEntry> {
@@ -414,19 +494,15 @@ impl<'p> Pipeline<'p> {
         Ok(())
     }
 
-    fn spawn_workers(
-        &self,
-        copies: Vec<Arc<Copy>>,
-        messages: mpsc::Sender<Message>,
-        tasks: &mut JoinSet<()>,
-    ) {
-        if copies.is_empty() {
+    fn spawn_workers(&mut self, copies: Vec<Arc<Copy>>) {
+        let Some(messages) = self.messages.clone().filter(|_| !copies.is_empty()) else {
             return;
-        }
+        };
         let s = &self.parts.settings;
         let workers = Arc::new(Workers {
             source: self.parts.source.clone(),
             staging: self.staging.clone(),
+            rules: self.parts.rules.clone(),
             copies,
             buffer_bytes: s.worker_buffer_bytes,
             file_bytes: s.file_bytes,
@@ -437,65 +513,12 @@ impl<'p> Pipeline<'p> {
             messages,
         });
         for _ in 0..s.workers.max(1) {
-            tasks.spawn(workers.clone().work());
+            self.tasks.spawn(workers.clone().work());
         }
     }
 
-    /// Asks the source now and then how far it has got, for the lag, and clears away what
-    /// failed attempts left.
-    fn spawn_watch(&self, tasks: &mut JoinSet<()>) {
-        let source = self.parts.source.clone();
-        let board = self.parts.board.clone();
-        let mut reached = self.reached.subscribe();
-        let every = self.parts.settings.lag_every;
-        let (staging, log) = (self.staging.clone(), self.parts.log.clone());
-        tasks.spawn(async move {
-            let mut caught_up_at = Instant::now();
-            let mut coerced: HashMap<&'static str, u64> = HashMap::new();
-            loop {
-                let asked = Instant::now();
-                let at = reached.borrow_and_update().clone();
-                match source.progress(&at).await {
-                    Ok(p) => {
-                        if source.covers(&at, &p.position).unwrap_or(false) {
-                            caught_up_at = asked;
-                        }
-                        // What the source had when it was last covered was in the lake; so the
-                        // oldest change that is not cannot be older than that moment.
-                        let seconds = asked.duration_since(caught_up_at).as_secs_f64();
-                        board.set_lag(Some(p.position), p.lag_bytes, Some(seconds));
-                        metrics::lag(Some(seconds), p.lag_bytes);
-                        if let Some(retained) = p.retained_bytes {
-                            metrics::log_retained(retained);
-                        }
-                    }
-                    Err(error) => tracing::debug!(%error, "the lag cannot be read now"),
-                }
-                for (reason, total) in source.coerced() {
-                    let seen = coerced.entry(reason).or_insert(0);
-                    metrics::coerced(reason, total.saturating_sub(*seen));
-                    *seen = total;
-                }
-                let old = staging.expired();
-                if !old.is_empty() {
-                    let keys: Vec<String> = old.iter().map(|p| log.layout().key(p)).collect();
-                    match log.store().delete(&keys).await {
-                        Ok(()) => staging.settled(old.iter().map(String::as_str)),
-                        Err(error) => tracing::debug!(%error, "old files were not removed"),
-                    }
-                }
-                // A commit makes what was said of the lag untrue.
-                tokio::time::sleep(every / 10).await;
-                tokio::select! {
-                    () = tokio::time::sleep(every) => {}
-                    _ = reached.changed() => {}
-                }
-            }
-        });
-    }
-
     fn publish_tables(&self) {
-        for t in &self.state.tables {
+        for t in self.state.tables.iter().filter(|t| !t.ended) {
             self.parts.board.update_table(TableStatus::from(t));
         }
         self.parts

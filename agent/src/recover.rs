@@ -132,6 +132,7 @@ pub fn apply(state: &mut Checkpoint, entry: &LogEntry) -> Result<Vec<usize>> {
 
 fn apply_table(p: &mut TableProgress, entry: &TableEntry) {
     p.schema_version = entry.schema_version;
+    p.ended = false;
     if let Some(s) = &entry.snapshot {
         apply_snapshot(p, s);
     }
@@ -147,6 +148,7 @@ fn apply_table(p: &mut TableProgress, entry: &TableEntry) {
             schema_version: p.schema_version,
             rows: p.rows,
             copy: p.copy,
+            ended: !entry.again,
             ..TableProgress::pending(p.table.clone())
         };
     }
@@ -315,6 +317,7 @@ mod tests {
                 files,
                 error: None,
                 ended: false,
+                again: false,
             }];
             apply(&mut s, &e).unwrap();
             s.tables[0].clone()

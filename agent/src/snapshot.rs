@@ -15,13 +15,14 @@ use crate::crash::{self, CrashPoints};
 use crate::staging::Staging;
 use crate::status::StatusBoard;
 use caudal_model::{
-    ChangeBuffer, Chunk, Class, Error, Op, Position, Result, TableName, TableProgress, TableSchema,
-    TransactionMeta,
+    ChangeBuffer, Chunk, Class, Error, Kind, Op, Position, Result, Rules, TableName, TableProgress,
+    TableSchema, TransactionMeta,
 };
 use caudal_sinks::{FileEntry, FileWriter};
 use caudal_sources::{ChunkEvent, ChunkReader, Source};
 use std::collections::VecDeque;
-use std::sync::{Arc, OnceLock};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 use tokio::sync::{Mutex, OnceCell, mpsc, oneshot};
 use tokio::time::Instant;
@@ -30,8 +31,8 @@ use tokio::time::Instant;
 pub enum Message {
     /// These chunks' rows are uploaded in these files.
     Chunks {
-        /// The table.
-        table: TableName,
+        /// The copy.
+        copy: Arc<Copy>,
         /// Complete chunks.
         chunks: Vec<Chunk>,
         /// Their files.
@@ -41,15 +42,15 @@ pub enum Message {
     },
     /// Every chunk of the table has been reported.
     Done {
-        /// The table.
-        table: TableName,
+        /// The copy.
+        copy: Arc<Copy>,
         /// A position read after the last chunk.
         live_at: Position,
     },
     /// A table without a key is next: open its exact read while the tail stands still.
     OpenExact {
-        /// The table.
-        table: TableName,
+        /// The copy.
+        copy: Arc<Copy>,
         /// The connection that will read it.
         reader: Box<dyn ChunkReader>,
         /// The connection, and the base of the copy.
@@ -57,10 +58,22 @@ pub enum Message {
     },
     /// The table cannot be copied.
     TableFailed {
-        /// The table.
-        table: TableName,
+        /// The copy.
+        copy: Arc<Copy>,
         /// Why.
         error: Error,
+    },
+    /// The table is not as the copy's schema says, and the tail may not yet have come to
+    /// what changed it. The copy waits for [`Copy::go_on`] or [`Copy::cancel`].
+    Drifted {
+        /// The copy.
+        copy: Arc<Copy>,
+        /// The version that did not fit.
+        version: u32,
+        /// What does not fit.
+        error: Error,
+        /// Whatever changed the table stands at or before this position.
+        at: Position,
     },
     /// The attempt cannot go on.
     Failed(Error),
@@ -92,8 +105,16 @@ struct Planner {
 /// One table being copied.
 #[derive(Debug)]
 pub struct Copy {
-    /// The version that its rows get.
-    pub schema: Arc<TableSchema>,
+    /// The table.
+    pub table: TableName,
+    /// Whether the table has a key; one that gains or loses it is copied again.
+    pub has_key: bool,
+    /// The version that the next chunk's rows get.
+    schema: RwLock<Arc<TableSchema>>,
+    /// The pipeline does not want it any more.
+    cancelled: AtomicBool,
+    /// A chunk met a table of another shape.
+    waiting: AtomicBool,
     /// Fixed at once for a table with a key, at its exact read for one without.
     base: OnceLock<Base>,
     visible: OnceCell<()>,
@@ -103,23 +124,51 @@ pub struct Copy {
 impl Copy {
     /// A copy with a key, from what earlier runs have finished.
     pub fn keyed(schema: Arc<TableSchema>, base: Base, progress: &TableProgress) -> Self {
-        let planner = Planner::resume(&progress.chunks);
         Copy {
-            schema,
             base: OnceLock::from(base),
-            visible: OnceCell::new(),
-            planner: Mutex::new(planner),
+            planner: Mutex::new(Planner::resume(&progress.chunks)),
+            ..Self::exact(schema)
         }
     }
 
     /// A copy without a key; it always begins anew.
     pub fn exact(schema: Arc<TableSchema>) -> Self {
         Copy {
-            schema,
+            table: schema.table.clone(),
+            has_key: schema.has_key(),
+            schema: RwLock::new(schema),
+            cancelled: AtomicBool::new(false),
+            waiting: AtomicBool::new(false),
             base: OnceLock::new(),
             visible: OnceCell::new(),
             planner: Mutex::new(Planner::default()),
         }
+    }
+
+    /// The version that the next chunk's rows get.
+    pub fn schema(&self) -> Arc<TableSchema> {
+        let schema = self.schema.read();
+        schema.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Chunks that begin from now on are read as this version of the table; those that
+    /// were read stay, for files name the version that they were written with.
+    pub fn go_on(&self, schema: Arc<TableSchema>) {
+        *self.schema.write().unwrap_or_else(PoisonError::into_inner) = schema;
+        self.waiting.store(false, Ordering::Release);
+    }
+
+    /// No chunk begins any more, and nothing that comes of those under way is wanted.
+    pub fn cancel(&self) {
+        self.cancelled.store(true, Ordering::Release);
+    }
+
+    fn is_cancelled(&self) -> bool {
+        self.cancelled.load(Ordering::Acquire)
+    }
+
+    fn is_waiting(&self) -> bool {
+        self.waiting.load(Ordering::Acquire)
     }
 }
 
@@ -199,6 +248,8 @@ pub struct Workers {
     pub source: Arc<dyn Source>,
     /// Names of files.
     pub staging: Arc<Staging>,
+    /// What is done to rows on their way.
+    pub rules: Arc<Rules>,
     /// The tables to copy, in the order in which they are begun.
     pub copies: Vec<Arc<Copy>>,
     /// Bytes that a worker gathers before it hands rows to the encoder.
@@ -219,12 +270,14 @@ pub struct Workers {
 
 struct Job {
     copy: Arc<Copy>,
+    schema: Arc<TableSchema>,
     chunk: Chunk,
 }
 
 /// A file under construction, with the chunks that it will complete.
 struct OpenFile {
     copy: Arc<Copy>,
+    schema: Arc<TableSchema>,
     writer: Option<FileWriter>,
     bytes: usize,
     files: Vec<FileEntry>,
@@ -260,6 +313,7 @@ impl Workers {
                     tokio::time::sleep(Duration::from_millis(pause)).await;
                 }
                 Err(Stop::Retry(e) | Stop::Fail(e)) => return Err(e),
+                Err(Stop::Unwanted) => reader = None,
                 Err(Stop::Gone) => return Ok(()),
             }
         }
@@ -281,16 +335,16 @@ impl Workers {
             // Another worker's chunk may yet come back as a gap.
             return Ok(self.wait_for_others().await);
         };
-        if file
-            .as_ref()
-            .is_some_and(|f| !Arc::ptr_eq(&f.copy, &job.copy))
-            && let Some(f) = file.take()
+        if file.as_ref().is_some_and(|f| {
+            !Arc::ptr_eq(&f.copy, &job.copy) || !Arc::ptr_eq(&f.schema, &job.schema)
+        }) && let Some(f) = file.take()
             && let Err(stop) = self.report(f).await
         {
             return Err(self.give_back_job(job, stop).await);
         }
         let open = file.get_or_insert_with(|| OpenFile {
             copy: job.copy.clone(),
+            schema: job.schema.clone(),
             writer: None,
             bytes: 0,
             files: Vec::new(),
@@ -306,11 +360,16 @@ impl Workers {
             }
             return match stop {
                 Stop::Retry(e) if e.class() == Class::Data => {
-                    self.fail_table(&job.copy, e).await?;
+                    self.give_up(&job.copy, job.schema.version, e).await?;
                     Ok(true)
                 }
                 // The exact read ended with its connection: only a new copy is exact again.
-                Stop::Retry(e) if !job.copy.schema.has_key() => Err(Stop::Fail(e)),
+                Stop::Retry(e) if !job.copy.has_key => Err(Stop::Fail(e)),
+                Stop::Unwanted => {
+                    // The connection is in the middle of a chunk.
+                    *reader = None;
+                    Ok(true)
+                }
                 other => Err(other),
             };
         }
@@ -318,7 +377,7 @@ impl Workers {
             open.chunks.push(job.chunk);
             let full = open.bytes >= self.file_bytes || open.since.elapsed() >= self.file_age;
             let last = self.nothing_left(&open.copy).await;
-            if (full || last || !open.copy.schema.has_key())
+            if (full || last || !open.copy.has_key)
                 && let Some(f) = file.take()
             {
                 self.report(f).await?;
@@ -333,10 +392,14 @@ impl Workers {
         reader: &mut Option<Box<dyn ChunkReader>>,
     ) -> Result<Option<Job>, Stop> {
         for copy in &self.copies {
+            if copy.is_cancelled() || copy.is_waiting() {
+                continue;
+            }
             let mut p = copy.planner.lock().await;
             if p.over {
                 continue;
             }
+            let schema = copy.schema();
             let mut chunk = p.gaps.pop_front();
             if chunk.is_none() && !p.exhausted {
                 if let Err(stop) = self.begin_copy(copy, reader).await {
@@ -344,12 +407,8 @@ impl Workers {
                         if e.class() != Class::Data {
                             return Err(Stop::Retry(e));
                         }
-                        p.over = true;
-                        self.send(Message::TableFailed {
-                            table: copy.schema.table.clone(),
-                            error: e,
-                        })
-                        .await?;
+                        drop(p);
+                        self.give_up(copy, schema.version, e).await?;
                         continue;
                     }
                     return Err(stop);
@@ -357,7 +416,7 @@ impl Workers {
                 let Some(r) = reader.as_mut() else {
                     return Err(Stop::Gone);
                 };
-                match r.plan(&copy.schema, p.cursor.as_ref()).await {
+                match r.plan(&schema, p.cursor.as_ref()).await {
                     Ok(Some(c)) => {
                         p.exhausted = c.through.is_none();
                         p.planned = p.planned.max(c.id);
@@ -366,16 +425,12 @@ impl Workers {
                     }
                     Ok(None) => p.exhausted = true,
                     Err(e) if e.class() == Class::Data => {
-                        p.over = true;
-                        self.send(Message::TableFailed {
-                            table: copy.schema.table.clone(),
-                            error: e,
-                        })
-                        .await?;
+                        drop(p);
+                        self.give_up(copy, schema.version, e).await?;
                         continue;
                     }
                     // The exact read ended with its connection: only a new copy is exact again.
-                    Err(e) if !copy.schema.has_key() => {
+                    Err(e) if !copy.has_key => {
                         p.over = true;
                         return Err(Stop::Fail(e));
                     }
@@ -387,6 +442,7 @@ impl Workers {
                 drop(p);
                 let job = Job {
                     copy: copy.clone(),
+                    schema,
                     chunk,
                 };
                 // A gap's copy began in an earlier run; its base is as visible as any.
@@ -413,9 +469,8 @@ impl Workers {
                     None => self.source.open_reader().await?,
                 };
                 let (reply, answer) = oneshot::channel();
-                let table = copy.schema.table.clone();
                 self.send(Message::OpenExact {
-                    table,
+                    copy: copy.clone(),
                     reader: taken,
                     reply,
                 })
@@ -428,7 +483,7 @@ impl Workers {
                         return Ok(());
                     }
                     Err(e) if e.class() == Class::Retryable => {
-                        tracing::warn!(table = %copy.schema.table, error = %e, "no exact read yet; it is tried again");
+                        tracing::warn!(table = %copy.table, error = %e, "no exact read yet; it is tried again");
                         tokio::time::sleep(Duration::from_millis(500)).await;
                     }
                     Err(e) => return Err(Stop::from(e)),
@@ -438,9 +493,9 @@ impl Workers {
         let (Some(base), Some(r)) = (copy.base.get(), reader.as_mut()) else {
             return Err(Stop::Gone);
         };
-        if copy.schema.has_key() {
+        if copy.has_key {
             copy.visible
-                .get_or_try_init(|| r.await_visible(&copy.schema.table, &base.position))
+                .get_or_try_init(|| r.await_visible(&copy.table, &base.position))
                 .await?;
         }
         Ok(())
@@ -455,24 +510,28 @@ impl Workers {
         let (Some(r), Some(base)) = (reader.as_mut(), job.copy.base.get()) else {
             return Err(Stop::Gone);
         };
-        r.start(&job.copy.schema, &job.chunk).await?;
-        let mut buffer = ChangeBuffer::for_snapshot(base.seq, self.buffer_bytes);
+        r.start(&job.schema, &job.chunk).await?;
+        let mut buffer =
+            ChangeBuffer::for_snapshot(base.seq, self.buffer_bytes).with_rules(self.rules.clone());
         buffer.begin(TransactionMeta {
             committed_at_us: now_us(),
             position: base.position.as_str().into(),
         });
         loop {
+            if job.copy.is_cancelled() {
+                return Err(Stop::Unwanted);
+            }
             let event = r.next(&mut buffer).await?;
             for batch in buffer.take()? {
                 let rows = batch.rows.num_rows() as u64;
                 if file.writer.is_none() {
-                    file.writer = Some(self.staging.begin(&job.copy.schema, None).await?);
+                    file.writer = Some(self.staging.begin(&job.schema, None).await?);
                 }
                 if let Some(w) = file.writer.as_mut() {
                     file.bytes += batch.bytes();
                     w.write(batch).await?;
                 }
-                self.board.add_copied_rows(&job.copy.schema.table, rows);
+                self.board.add_copied_rows(&job.copy.table, rows);
                 self.crash.reach(crash::CHUNK_STAGED)?;
                 self.limiter.spend(rows).await;
             }
@@ -503,10 +562,9 @@ impl Workers {
         }
         self.crash.reach(crash::CHUNK_UPLOADED)?;
         let mut p = f.copy.planner.lock().await;
-        let table = f.copy.schema.table.clone();
         let count = f.chunks.len() as u32;
         let message = Message::Chunks {
-            table,
+            copy: f.copy.clone(),
             chunks: f.chunks,
             files: f.files,
             planned: p.planned,
@@ -517,14 +575,14 @@ impl Workers {
     }
 
     /// Says `Done` once, when no chunk is left or under way.
-    async fn finish_copy(&self, copy: &Copy, p: &mut Planner) -> Result<(), Stop> {
+    async fn finish_copy(&self, copy: &Arc<Copy>, p: &mut Planner) -> Result<(), Stop> {
         if p.over || !p.exhausted || !p.gaps.is_empty() || p.in_flight > 0 {
             return Ok(());
         }
         let live_at = self.source.current_position().await?;
         p.over = true;
         self.send(Message::Done {
-            table: copy.schema.table.clone(),
+            copy: copy.clone(),
             live_at,
         })
         .await
@@ -537,25 +595,44 @@ impl Workers {
         }
         let mut p = f.copy.planner.lock().await;
         for chunk in f.chunks {
-            p.give_back(chunk, f.copy.schema.has_key());
+            p.give_back(chunk, f.copy.has_key);
         }
     }
 
     /// Puts a chunk back that was not begun.
     async fn give_back_job(&self, job: Job, stop: Stop) -> Stop {
         let mut p = job.copy.planner.lock().await;
-        p.give_back(job.chunk, job.copy.schema.has_key());
+        p.give_back(job.chunk, job.copy.has_key);
         match stop {
             // Its exact read ends with the connection.
-            Stop::Retry(e) if !job.copy.schema.has_key() => Stop::Fail(e),
+            Stop::Retry(e) if !job.copy.has_key => Stop::Fail(e),
             stop => stop,
         }
     }
 
-    async fn fail_table(&self, copy: &Copy, error: Error) -> Result<(), Stop> {
+    /// The copy cannot go on as it is. One whose table has another shape than `version`
+    /// waits; any other is over.
+    async fn give_up(&self, copy: &Arc<Copy>, version: u32, error: Error) -> Result<(), Stop> {
+        if error.kind() == Kind::Drift && copy.has_key {
+            copy.waiting.store(true, Ordering::Release);
+            // The version may have come in between; then the mark above must not stand.
+            if copy.schema().version != version {
+                copy.waiting.store(false, Ordering::Release);
+                return Ok(());
+            }
+            let at = self.source.current_position().await?;
+            return self
+                .send(Message::Drifted {
+                    copy: copy.clone(),
+                    version,
+                    error,
+                    at,
+                })
+                .await;
+        }
         copy.planner.lock().await.over = true;
         self.send(Message::TableFailed {
-            table: copy.schema.table.clone(),
+            copy: copy.clone(),
             error,
         })
         .await
@@ -568,7 +645,7 @@ impl Workers {
 
     /// Whether a table is not over yet; waits a little, for its last chunks may come back.
     async fn wait_for_others(&self) -> bool {
-        for copy in &self.copies {
+        for copy in self.copies.iter().filter(|c| !c.is_cancelled()) {
             if !copy.planner.lock().await.over {
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 return true;
@@ -588,6 +665,8 @@ enum Stop {
     Retry(Error),
     /// The attempt is over.
     Fail(Error),
+    /// The copy was cancelled.
+    Unwanted,
     /// The pipeline is gone.
     Gone,
 }

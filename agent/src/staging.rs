@@ -119,6 +119,12 @@ impl Staging {
         }
     }
 
+    /// These complete files will not be committed by this attempt or any other.
+    pub fn unwanted(&self, paths: &[String]) {
+        // An attempt's end deletes what is open, and `expired` what has waited long enough.
+        self.deleted(paths);
+    }
+
     /// Files of failed attempts that can be deleted for good.
     pub fn expired(&self) -> Vec<String> {
         let inner = self.inner();

@@ -2,8 +2,9 @@
 
 use crate::config::{self, Config, SourceKind};
 use crate::crash::CrashPoints;
+use crate::requests::Requests;
 use crate::status::StatusBoard;
-use crate::supervise::{self, Goal, Outcome, Parts, Settings, SnapshotMode};
+use crate::supervise::{self, Goal, OnChange, Outcome, Parts, Settings, SnapshotMode};
 use caudal_checkpoints::RocksStore;
 use caudal_model::{Error, Kind, Result, Selection, TableName};
 use caudal_sinks::{Codec, CommitLog, PartitionBy, Store, WriterOptions};
@@ -49,6 +50,10 @@ fn settings(config: &Config) -> Settings {
             config::SnapshotMode::Initial => SnapshotMode::Initial,
             config::SnapshotMode::Never => SnapshotMode::Never,
             config::SnapshotMode::Only => SnapshotMode::Only,
+        },
+        on_change: match config.schema_change.policy {
+            config::SchemaChangePolicy::Evolve => OnChange::Evolve,
+            config::SchemaChangePolicy::Pause => OnChange::Pause,
         },
         workers,
         max_source_rows_per_second: config.snapshot.max_source_rows_per_second,
@@ -105,6 +110,8 @@ async fn parts(config: &Config, board: StatusBoard) -> Result<Parts> {
         source,
         checkpoints: Box::new(opened.store),
         settings: settings(config),
+        rules: Arc::new(config.rules()?),
+        requests: Some(Requests::new(&config.stream.state_dir)),
         board,
         crash: CrashPoints::none(),
     })

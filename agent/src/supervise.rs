@@ -14,13 +14,14 @@ use crate::crash::{self, CrashPoints};
 use crate::metrics;
 use crate::pipeline::{Pipeline, Recovered};
 use crate::recover::{self, Resume};
+use crate::requests::Requests;
 use crate::staging::Staging;
 use crate::status::{StatusBoard, StreamState};
 use backon::{BackoffBuilder, ExponentialBuilder};
 use caudal_checkpoints::CheckpointStore;
 use caudal_model::{
-    Checkpoint, Class, Error, Kind, Position, Result, Selection, Severity, StreamPoint, TableName,
-    TableSchema, TableState,
+    Checkpoint, Class, Error, Kind, Position, Result, Rules, Selection, Severity, StreamPoint,
+    TableName, TableSchema, TableState,
 };
 use caudal_sinks::{CommitLog, EntryKind, FileId, Layout, LogEntry, TableEntry, WriterOptions};
 use caudal_sources::{DiscoveredTable, Source};
@@ -46,11 +47,22 @@ pub enum SnapshotMode {
     Only,
 }
 
+/// What a changed table means for the stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnChange {
+    /// The lake follows.
+    Evolve,
+    /// The table stops, the stream goes on.
+    Pause,
+}
+
 /// What a run needs to know besides its parts.
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// When the initial copy is made.
     pub mode: SnapshotMode,
+    /// What a changed table means for the stream.
+    pub on_change: OnChange,
     /// Parallel readers of chunks.
     pub workers: usize,
     /// A limit on rows read by the copy; 0 is none.
@@ -87,6 +99,10 @@ pub struct Parts {
     pub checkpoints: Box<dyn CheckpointStore>,
     /// How to run.
     pub settings: Settings,
+    /// What is done to rows on their way.
+    pub rules: Arc<Rules>,
+    /// Where other processes ask for copies; `None` where nobody can.
+    pub requests: Option<Requests>,
     /// What the world sees.
     pub board: StatusBoard,
     /// Where crashes are simulated.
@@ -258,6 +274,7 @@ pub async fn resnapshot(mut parts: Parts, tables: &Selection) -> Result<Vec<Tabl
         files: Vec::new(),
         error: None,
         ended: true,
+        again: true,
     });
     let epoch = state.epoch + 1;
     let entry = parts.log.entry(

@@ -70,6 +70,9 @@ pub struct TableEntry {
     /// is copied again.
     #[serde(default, skip_serializing_if = "is_false")]
     pub ended: bool,
+    /// With `ended`: it left only to be copied again.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub again: bool,
 }
 
 fn is_false(b: &bool) -> bool {

@@ -38,6 +38,7 @@
 //!     files: vec![file.finish().await?],
 //!     error: None,
 //!     ended: false,
+//!     again: false,
 //! };
 //!
 //! // 4. The commit. After a retryable error the same entry may be committed again.

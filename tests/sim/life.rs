@@ -4,7 +4,7 @@ use crate::lake;
 use async_trait::async_trait;
 use caudal::crash::CrashPoints;
 use caudal::status::StatusBoard;
-use caudal::supervise::{self, Goal, Outcome, Parts, Settings, SnapshotMode};
+use caudal::supervise::{self, Goal, OnChange, Outcome, Parts, Settings, SnapshotMode};
 use caudal_model::{Error, Kind, Result, TableName};
 use caudal_sinks::store::memory::StoreHook;
 use caudal_sinks::{Codec, CommitLog, Fault, MemoryStore, Operation, WriterOptions};
@@ -247,6 +247,7 @@ impl Life {
             checkpoints: Box::new(checkpoints),
             settings: Settings {
                 mode: SnapshotMode::Initial,
+                on_change: OnChange::Evolve,
                 workers: 2,
                 max_source_rows_per_second: 0,
                 max_delay: Duration::from_millis(self.roll(1..40)),
@@ -260,6 +261,8 @@ impl Life {
                 tick: Duration::from_millis(2),
                 files,
             },
+            rules: Arc::default(),
+            requests: None,
             board: StatusBoard::new("sim", "scripted"),
             crash,
         }

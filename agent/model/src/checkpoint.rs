@@ -68,6 +68,10 @@ pub struct TableProgress {
     pub rows: u64,
     /// Why the table is `errored`.
     pub error: Option<String>,
+    /// The table has left the stream: dropped, renamed, or not selected any more. It is
+    /// pending again when it comes back.
+    #[serde(default)]
+    pub ended: bool,
 }
 
 impl TableProgress {
@@ -87,6 +91,7 @@ impl TableProgress {
             snapshot_rows: 0,
             rows: 0,
             error: None,
+            ended: false,
         }
     }
 }

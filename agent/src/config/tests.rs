@@ -98,17 +98,14 @@ fn changed(from: &str, to: &str) -> String {
 
 #[test]
 fn the_example_is_understood() {
-    // Everything but the three overrides that are still to come.
-    let text: String = EXAMPLE
-        .lines()
-        .filter(|l| {
-            !["hash_columns", "as ", "filter"]
-                .iter()
-                .any(|k| l.starts_with(k))
-        })
-        .map(|l| format!("{l}\n"))
-        .collect();
-    let c = parse(&text).unwrap();
+    let salted = EXAMPLE.replace("[tables]", "[tables]\nhash_salt = \"pepper\"");
+    let c = parse(&salted).unwrap();
+    let options = c.source_options().unwrap().tables;
+    let (_, customers) = options.iter().next().unwrap();
+    assert_eq!(customers.lake_type("amount"), Some(&LakeType::Utf8));
+    assert_eq!(customers.lake_type("email"), Some(&LakeType::Utf8));
+    assert!(customers.filter_needs_whole_rows(&["customer_no".into()]));
+    c.rules().unwrap();
     assert_eq!(c.stream.name, "shop");
     assert_eq!(c.source.kind, SourceKind::Postgres);
     assert_eq!(c.commit.max_delay, Duration::from_secs(10));
@@ -124,9 +121,8 @@ fn the_example_is_understood() {
     assert!(c.is_set("http.listen") && !c.is_set("source.slot"));
     assert_eq!(
         mistakes(EXAMPLE),
-        "caudal.toml:23:19: tables.override[0].hash_columns: not supported by this version\n\
-         caudal.toml:24:11: tables.override[0].as: not supported by this version\n\
-         caudal.toml:25:11: tables.override[0].filter: not supported by this version"
+        "caudal.toml:23:19: tables.override[0].hash_columns: needs tables.hash_salt, a secret: \
+         hash_salt = \"env:NAME\""
     );
 }
 
@@ -263,9 +259,22 @@ fn mistakes_name_place_key_and_what_is_allowed() {
         ),
         (
             "[sink]",
-            "[schema_change]\npolicy = \"pause\"\n[sink]",
-            "caudal.toml:12:10: schema_change.policy: not supported by this version; the only \
-             value is the default, \"evolve\"",
+            "[limits]\nvalue_bytes = \"2GiB\"\n[sink]",
+            "caudal.toml:12:15: limits.value_bytes: must be from 1KiB to 1GiB",
+        ),
+        (
+            "[sink]",
+            "[[tables.override]]\ntable = \"public.o\"\nfilter = \"lower(a) = 'x'\"\n[sink]",
+            "caudal.toml:13:10: tables.override[0].filter: `lower(a) = 'x'` cannot be decided from \
+             the log; a filter compares columns with constants by =, <>, <, <=, >, >=, IN, BETWEEN, \
+             IS [NOT] NULL, joined by AND, OR, NOT",
+        ),
+        (
+            "[sink]",
+            "[[tables.override]]\ntable = \"public.o\"\nas = { a = \"strin\" }\n[sink]",
+            "caudal.toml:13:6: tables.override[0].as: column `a`: `strin` is not a lake type; allowed \
+             are boolean, int8, int16, int32, int64, float32, float64, decimal(p,s) with s ≤ p ≤ 38, \
+             string, binary, date, time, timestamp, timestamptz, list<T>, map<string,string>",
         ),
         (
             "[sink]",

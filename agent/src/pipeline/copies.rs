@@ -1,18 +1,17 @@
 //! Copies that begin: which tables there are, what they are numbered with, and the
 //! exact reads of tables without a key (INV-4, INV-6).
 
+use super::renewal::problem;
 use super::{ExactRequest, Pipeline};
 use crate::epoch::OpenEpoch;
 use crate::snapshot::{self, Base, Copy};
-use crate::status::TableStatus;
 use crate::supervise::SnapshotMode;
 use caudal_model::schema::Evolution;
 use caudal_model::{
-    Error, Position, Result, Severity, TableName, TableProgress, TableSchema, TableState,
+    Error, Finding, Position, Result, Severity, TableName, TableProgress, TableSchema, TableState,
 };
 use caudal_sinks::SnapshotEntry;
-use caudal_sources::{Tail, TrackedTable};
-use std::collections::HashSet;
+use caudal_sources::{DiscoveredTable, Tail, TrackedTable};
 use std::sync::Arc;
 
 impl Pipeline<'_> {
@@ -24,10 +23,11 @@ impl Pipeline<'_> {
     ) -> Result<()> {
         for request in std::mem::take(&mut self.exact_requests) {
             let ExactRequest {
-                table,
+                copy,
                 mut reader,
                 reply,
             } = request;
+            let table = copy.table.clone();
             let Some(schema) = self.schemas.get(&table).cloned() else {
                 return Err(Error::bug(format!(
                     "an exact read of {table}, which has no schema"
@@ -65,147 +65,172 @@ impl Pipeline<'_> {
         self.next_column_ids.get(table).copied().unwrap_or(1)
     }
 
-    /// Finds new tables, gives them a base, and lists the copies that have work left.
-    pub(super) async fn begin_copies(&mut self, epoch: &mut OpenEpoch) -> Result<Vec<Arc<Copy>>> {
-        let mut found = self.parts.discover().await?;
-        // Those that may not be carried were refused at the start of the process; one that
-        // turned up since waits.
-        found.retain(|t| !t.problems.iter().any(|p| p.severity == Severity::Error));
-        self.add_new_tables(&found, epoch).await?;
-        self.carried = found.iter().map(|t| t.table.clone()).collect();
-        for p in &mut self.state.tables {
-            if !self.carried.contains(&p.table) && p.base_position.is_some() {
-                tracing::warn!(table = %p.table, "is not selected any more, or was dropped: it ends here");
-                epoch.end_table(&p.table);
-                p.base_position = None;
-            }
-        }
-        found.sort_by_key(|t| t.estimated_rows);
+    /// Takes up the copies that an earlier attempt began and that can go on: those with a
+    /// key. Exact reads ended with their connections and begin anew with [`Self::begin_copies`].
+    pub(super) fn resume_copies(&mut self) -> Vec<Arc<Copy>> {
         let mut copies = Vec::new();
-        for t in &found {
-            let Some(at) = self.state.tables.iter().position(|p| p.table == t.table) else {
+        for p in self.state.tables.clone() {
+            let (Some(base), Some(schema)) = (&p.base_position, self.schemas.get(&p.table)) else {
                 continue;
             };
-            let p = self.state.tables[at].clone();
             if matches!(p.state, TableState::Live | TableState::Errored) {
                 continue;
             }
-            if p.base_position.is_none() {
-                self.renew_schema(t, epoch);
-            }
-            let Some(schema) = self.schemas.get(&t.table).cloned() else {
-                continue;
-            };
-            self.parts.board.update_table(TableStatus::from(&p));
-            self.parts
-                .board
-                .begin_copy(&t.table, p.snapshot_rows, t.estimated_rows);
-            if let (Some(live_at), Some(base)) = (&p.live_at, &p.base_position) {
-                self.awaiting_live.insert(t.table.clone(), live_at.clone());
+            if let Some(live_at) = &p.live_at {
+                self.awaiting_live.insert(p.table.clone(), live_at.clone());
                 let mut entry = copy_entry(p.copy, p.base_seq, base.clone(), p.mark.clone());
                 entry.done = true;
                 entry.live_at = Some(live_at.clone());
-                self.copies.insert(t.table.clone(), entry);
+                self.copies.insert(p.table.clone(), entry);
             } else if schema.has_key() {
-                let base = match &p.base_position {
-                    Some(position) => Base {
-                        seq: p.base_seq,
-                        position: position.clone(),
-                    },
-                    None => {
-                        let position = epoch.boundary.position.clone();
-                        let copy = p.copy + 1;
-                        let seq = snapshot::begin_copy(&mut epoch.buffer, &schema, copy, &position);
-                        epoch.set_boundary(position.clone());
-                        let entry = copy_entry(copy, seq, position.clone(), None);
-                        epoch.snapshot_mut(&t.table, || entry);
-                        Base { seq, position }
-                    }
+                let schema = schema.clone();
+                let position = base.clone();
+                let base = Base {
+                    seq: p.base_seq,
+                    position,
                 };
-                let number = p.copy.max(1);
-                let entry = copy_entry(number, base.seq, base.position.clone(), None);
-                self.copies.insert(t.table.clone(), entry);
-                copies.push(Arc::new(Copy::keyed(schema, base, &p)));
-            } else {
-                copies.push(Arc::new(Copy::exact(schema)));
+                copies.push(self.begin_keyed(schema, base, &p, p.copy));
             }
+        }
+        copies
+    }
+
+    fn begin_keyed(
+        &mut self,
+        schema: Arc<TableSchema>,
+        base: Base,
+        progress: &TableProgress,
+        number: u32,
+    ) -> Arc<Copy> {
+        let table = schema.table.clone();
+        let entry = copy_entry(number, base.seq, base.position.clone(), None);
+        self.copies.insert(table.clone(), entry);
+        let copy = Arc::new(Copy::keyed(schema, base, progress));
+        self.active.insert(table, copy.clone());
+        copy
+    }
+
+    /// Between transactions, at or after the position of `found`: begins the copies of
+    /// tables that the lake does not hold, smallest first.
+    pub(super) fn begin_copies(
+        &mut self,
+        mut found: Vec<DiscoveredTable>,
+        epoch: &mut OpenEpoch,
+        tail: &mut dyn Tail,
+    ) -> Result<Vec<Arc<Copy>>> {
+        self.carried = found.iter().map(|t| t.table.clone()).collect();
+        found.sort_by_key(|t| t.estimated_rows);
+        let mut copies = Vec::new();
+        for t in &found {
+            let p = match self.state.tables.iter().find(|p| p.table == t.table) {
+                Some(p) => p.clone(),
+                None => TableProgress::pending(t.table.clone()),
+            };
+            let over = matches!(p.state, TableState::Live | TableState::Errored);
+            if over
+                || self.failed.contains(&t.table)
+                || self.live.contains(&t.table)
+                || self.active.contains_key(&t.table)
+                || self.copies.contains_key(&t.table)
+            {
+                continue;
+            }
+            if let Some(finding) = problem(t) {
+                self.refuse(t, finding, epoch, tail);
+                continue;
+            }
+            let schema = self.schema_for_copy(t, epoch);
+            if let Err(reason) = self.parts.rules.check(&schema) {
+                let finding = Finding::new(Severity::Error, "override", reason)
+                    .subject(&t.table)
+                    .mend("correct the table's [[tables.override]]");
+                self.refuse(t, &finding, epoch, tail);
+                continue;
+            }
+            if !self.state.tables.iter().any(|p| p.table == t.table) {
+                self.state.tables.push(p.clone());
+            }
+            self.show(&t.table);
+            self.parts
+                .board
+                .begin_copy(&t.table, p.snapshot_rows, t.estimated_rows);
+            copies.extend(self.begin_copy(schema, &p, epoch, tail));
         }
         Ok(copies)
     }
 
-    /// A copy that begins takes the table as it is now.
-    fn renew_schema(&mut self, t: &caudal_sources::DiscoveredTable, epoch: &mut OpenEpoch) {
-        let Some(old) = self.schemas.get(&t.table) else {
-            return;
-        };
-        let next_id = self.next_column_id(&t.table);
-        let since = epoch.buffer.next_seq();
-        if let Evolution::Next(schema) = old.recopied(since, &t.columns, &t.key, next_id) {
-            let greatest = schema.columns.iter().map(|c| c.id + 1).max().unwrap_or(1);
-            self.next_column_ids
-                .insert(t.table.clone(), greatest.max(next_id));
-            let schema = Arc::new(schema);
-            self.schemas.insert(t.table.clone(), schema.clone());
-            epoch.add_schema(schema);
+    /// Begins one copy, or carries the table without one.
+    fn begin_copy(
+        &mut self,
+        schema: Arc<TableSchema>,
+        p: &TableProgress,
+        epoch: &mut OpenEpoch,
+        tail: &mut dyn Tail,
+    ) -> Option<Arc<Copy>> {
+        let table = schema.table.clone();
+        if self.parts.settings.mode == SnapshotMode::Never {
+            let position = epoch.boundary.position.clone();
+            let mut entry = copy_entry(p.copy + 1, 0, position.clone(), None);
+            entry.done = true;
+            entry.live_at = Some(position.clone());
+            self.copies.insert(table.clone(), entry.clone());
+            epoch.snapshot_mut(&table, || entry);
+            self.track(schema, tail);
+            self.awaiting_live.insert(table, position);
+            return None;
         }
+        if !schema.has_key() {
+            let copy = Arc::new(Copy::exact(schema));
+            self.active.insert(table, copy.clone());
+            return Some(copy);
+        }
+        let position = epoch.boundary.position.clone();
+        let number = p.copy + 1;
+        let seq = snapshot::begin_copy(&mut epoch.buffer, &schema, number, &position);
+        epoch.set_boundary(position.clone());
+        let entry = copy_entry(number, seq, position.clone(), None);
+        epoch.snapshot_mut(&table, || entry);
+        self.track(schema.clone(), tail);
+        // Nothing of an earlier copy counts for this one.
+        let fresh = TableProgress::pending(table);
+        Some(self.begin_keyed(schema, Base { seq, position }, &fresh, number))
     }
 
-    /// Tables that the stream does not know yet.
-    async fn add_new_tables(
-        &mut self,
-        found: &[caudal_sources::DiscoveredTable],
-        epoch: &mut OpenEpoch,
-    ) -> Result<()> {
-        let known: HashSet<&TableName> = self.state.tables.iter().map(|t| &t.table).collect();
-        let new: Vec<_> = found.iter().filter(|t| !known.contains(&t.table)).collect();
-        let names: Vec<TableName> = new.iter().map(|t| t.table.clone()).collect();
-        if names.is_empty() {
-            return Ok(());
-        }
-        if self.state.epoch > 1 {
-            self.parts.source.add_tables(&names).await?;
-        }
-        for t in new {
-            let schema = TableSchema::first(
-                t.table.clone(),
-                epoch.buffer.next_seq(),
-                t.columns.clone(),
-                t.key.clone(),
-            );
-            self.next_column_ids
-                .insert(t.table.clone(), t.columns.len() as i32 + 1);
-            let schema = Arc::new(schema);
-            self.schemas.insert(t.table.clone(), schema.clone());
-            epoch.add_schema(schema);
-            self.state
-                .tables
-                .push(TableProgress::pending(t.table.clone()));
-            if self.parts.settings.mode == SnapshotMode::Never {
-                let position = epoch.boundary.position.clone();
-                let mut entry = copy_entry(1, 0, position.clone(), None);
-                entry.done = true;
-                entry.live_at = Some(position.clone());
-                self.copies.insert(t.table.clone(), entry.clone());
-                epoch.snapshot_mut(&t.table, || entry);
-                if let Some(p) = self.state.tables.last_mut() {
-                    p.copy = 1;
-                    p.base_position = Some(position.clone());
-                    p.live_at = Some(position);
+    fn track(&self, schema: Arc<TableSchema>, tail: &mut dyn Tail) {
+        tail.track(TrackedTable {
+            next_column_id: self.next_column_id(&schema.table),
+            schema,
+            mark: None,
+            copying: true,
+        });
+    }
+
+    /// The version that a copy which begins now has: the table as it is now.
+    fn schema_for_copy(&mut self, t: &DiscoveredTable, epoch: &mut OpenEpoch) -> Arc<TableSchema> {
+        let since = epoch.buffer.next_seq();
+        let schema = match self.schemas.get(&t.table) {
+            None => TableSchema::first(t.table.clone(), since, t.columns.clone(), t.key.clone()),
+            Some(old) => {
+                let next_id = self.next_column_id(&t.table);
+                match old.recopied(since, &t.columns, &t.key, next_id) {
+                    Evolution::Next(schema) => schema,
+                    _ => return old.clone(),
                 }
             }
-        }
-        Ok(())
+        };
+        self.note_column_ids(&schema);
+        let schema = Arc::new(schema);
+        self.schemas.insert(t.table.clone(), schema.clone());
+        epoch.add_schema(schema.clone());
+        schema
     }
 
     /// What the tail carries from the start: everything but tables that wait for an exact read.
     pub(super) fn tracked(&self) -> Vec<TrackedTable> {
         let tables = self.state.tables.iter().filter(|p| match p.state {
-            _ if !self.carried.contains(&p.table) => false,
             TableState::Errored => false,
             TableState::Live => true,
-            TableState::Pending | TableState::Snapshotting => {
-                p.live_at.is_some() || self.schemas.get(&p.table).is_some_and(|s| s.has_key())
-            }
+            TableState::Pending | TableState::Snapshotting => self.copies.contains_key(&p.table),
         });
         tables
             .filter_map(|p| {

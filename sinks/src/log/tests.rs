@@ -73,6 +73,7 @@ fn naming(mut entry: LogEntry, files: Vec<FileEntry>) -> LogEntry {
         files,
         error: None,
         ended: false,
+        again: false,
     };
     entry.tables = vec![table];
     entry

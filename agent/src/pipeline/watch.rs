@@ -1,0 +1,125 @@
+//! What is looked at beside the log: how far the source has got, its catalog, requests of
+//! other processes, and what failed attempts left.
+
+use super::Pipeline;
+use crate::metrics;
+use crate::requests::Resnapshot;
+use std::collections::{HashMap, HashSet};
+use std::path::PathBuf;
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+/// How often requests are looked for.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// What the watch has to say.
+pub(super) enum Notice {
+    /// Tables may have come or gone.
+    Catalog,
+    /// Another process asks for new copies.
+    Asked(PathBuf, Resnapshot),
+}
+
+impl Pipeline<'_> {
+    pub(super) fn spawn_watch(&mut self, mark: Option<String>, notices: mpsc::Sender<Notice>) {
+        self.watch_lag();
+        self.watch_catalog(mark, notices.clone());
+        self.watch_requests(notices);
+    }
+
+    fn watch_catalog(&mut self, mut mark: Option<String>, notices: mpsc::Sender<Notice>) {
+        if mark.is_none() {
+            return;
+        }
+        let source = self.parts.source.clone();
+        let every = self.parts.settings.lag_every;
+        self.tasks.spawn(async move {
+            loop {
+                tokio::time::sleep(every).await;
+                match source.catalog_mark().await {
+                    Ok(now) if now == mark => {}
+                    Ok(now) => {
+                        mark = now;
+                        if notices.send(Notice::Catalog).await.is_err() {
+                            return;
+                        }
+                    }
+                    Err(error) => tracing::debug!(%error, "the catalog cannot be read now"),
+                }
+            }
+        });
+    }
+
+    fn watch_requests(&mut self, notices: mpsc::Sender<Notice>) {
+        let Some(requests) = self.parts.requests.clone() else {
+            return;
+        };
+        self.tasks.spawn(async move {
+            let mut seen = HashSet::new();
+            loop {
+                for (path, request) in requests.waiting() {
+                    if seen.insert(path.clone())
+                        && notices.send(Notice::Asked(path, request)).await.is_err()
+                    {
+                        return;
+                    }
+                }
+                tokio::time::sleep(LOOK_EVERY).await;
+            }
+        });
+    }
+
+    /// Asks the source now and then how far it has got, for the lag, and clears away what
+    /// failed attempts left.
+    fn watch_lag(&mut self) {
+        let source = self.parts.source.clone();
+        let board = self.parts.board.clone();
+        let mut reached = self.reached.subscribe();
+        let every = self.parts.settings.lag_every;
+        let (staging, log) = (self.staging.clone(), self.parts.log.clone());
+        self.tasks.spawn(async move {
+            let mut caught_up_at = Instant::now();
+            let mut coerced: HashMap<&'static str, u64> = HashMap::new();
+            loop {
+                let asked = Instant::now();
+                let at = reached.borrow_and_update().clone();
+                match source.progress(&at).await {
+                    Ok(p) => {
+                        if source.covers(&at, &p.position).unwrap_or(false) {
+                            caught_up_at = asked;
+                        }
+                        // What the source had when it was last covered was in the lake; so the
+                        // oldest change that is not cannot be older than that moment.
+                        let seconds = asked.duration_since(caught_up_at).as_secs_f64();
+                        board.set_lag(Some(p.position), p.lag_bytes, Some(seconds));
+                        metrics::lag(Some(seconds), p.lag_bytes);
+                        if let Some(retained) = p.retained_bytes {
+                            metrics::log_retained(retained);
+                        }
+                    }
+                    Err(error) => tracing::debug!(%error, "the lag cannot be read now"),
+                }
+                for (reason, total) in source.coerced() {
+                    let seen = coerced.entry(reason).or_insert(0);
+                    metrics::coerced(reason, total.saturating_sub(*seen));
+                    *seen = total;
+                }
+                let old = staging.expired();
+                if !old.is_empty() {
+                    let keys: Vec<String> = old.iter().map(|p| log.layout().key(p)).collect();
+                    match log.store().delete(&keys).await {
+                        Ok(()) => staging.settled(old.iter().map(String::as_str)),
+                        Err(error) => tracing::debug!(%error, "old files were not removed"),
+                    }
+                }
+                // A commit makes what was said of the lag untrue.
+                tokio::time::sleep(every / 10).await;
+                tokio::select! {
+                    () = tokio::time::sleep(every) => {}
+                    _ = reached.changed() => {}
+                }
+            }
+        });
+    }
+}
