@@ -27,11 +27,15 @@ use renewal::Renewal;
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::{self, mpsc, oneshot};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use watch::Notice;
+
+/// How long the end of an attempt waits for a commit that is under way.
+const CLOSE_WITHIN: Duration = Duration::from_secs(30);
 
 /// The state of one attempt.
 pub struct Pipeline<'p> {
@@ -158,11 +162,22 @@ impl<'p> Pipeline<'p> {
             .pump(&mut epoch, tail.as_mut(), inboxes, until, shutdown)
             .await;
         self.tasks.abort_all();
-        if let Some(closing) = self.closing.take() {
-            closing.abort();
-        }
+        self.finish_closing().await;
         epoch.abandon().await;
         outcome
+    }
+
+    /// Whether a commit that is under way stands must be known before anybody deletes the
+    /// files that it names.
+    async fn finish_closing(&mut self) {
+        let Some(mut closing) = self.closing.take() else {
+            return;
+        };
+        if tokio::time::timeout(CLOSE_WITHIN, &mut closing).await.is_err() {
+            closing.abort();
+        } else {
+            self.staging.set_in_doubt(false);
+        }
     }
 
     async fn pump(
@@ -282,6 +297,7 @@ impl<'p> Pipeline<'p> {
         let sealed = epoch.seal(limit, |t| self.schemas.get(t).map_or(1, |s| s.version))?;
         self.epoch_sealed += 1;
         self.staging.set_epoch(self.epoch_sealed + 1);
+        self.staging.set_in_doubt(true);
         self.closing = Some(tokio::spawn(sealed.commit(
             self.epoch_sealed,
             self.generation,
@@ -300,6 +316,7 @@ impl<'p> Pipeline<'p> {
 
     /// Steps three and four of INV-3: RocksDB, then the acknowledgement.
     fn settle(&mut self, done: Committed, tail: &mut dyn Tail) -> Result<()> {
+        self.staging.set_in_doubt(false);
         self.parts.crash.reach(crash::COMMITTED)?;
         let changed = recover::apply(&mut self.state, done.receipt.entry())?;
         let changed: Vec<TableProgress> = changed

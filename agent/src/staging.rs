@@ -31,6 +31,8 @@ struct Inner {
     /// Paths of failed attempts, and when they were deleted first. An upload that was under
     /// way may appear after that, so they are deleted once more before they are forgotten.
     garbage: BTreeMap<String, Instant>,
+    /// A commit was begun of which it is not known whether it stands or may yet stand.
+    in_doubt: bool,
 }
 
 /// No upload of an attempt that has failed can appear later than this.
@@ -45,6 +47,7 @@ impl Staging {
             next: 0,
             open: BTreeMap::new(),
             garbage: BTreeMap::new(),
+            in_doubt: false,
         };
         Staging {
             generation,
@@ -135,9 +138,20 @@ impl Staging {
         old.map(|(p, _)| p.clone()).collect()
     }
 
-    /// Every path begun and not settled: garbage, if no attempt is running.
+    /// Every path begun and not settled: garbage, if no attempt is running. None while a
+    /// commit is in doubt, for it may name any of them.
     pub fn unsettled(&self) -> Vec<String> {
-        self.inner().open.keys().cloned().collect()
+        let inner = self.inner();
+        if inner.in_doubt {
+            return Vec::new();
+        }
+        inner.open.keys().cloned().collect()
+    }
+
+    /// A commit begins (`true`), or it is known whether it stands: its task ended, or a
+    /// later commit took its number.
+    pub fn set_in_doubt(&self, in_doubt: bool) {
+        self.inner().in_doubt = in_doubt;
     }
 
     /// The least epoch in the name of a file that is not settled, at most `epoch`.

@@ -197,6 +197,8 @@ pub async fn run(mut parts: Parts, goal: &Goal, shutdown: &CancellationToken) ->
         let began = Instant::now();
         let error = match run.attempt_or_stop(&mut parts, shutdown).await {
             Ok(ending) => {
+                // Files of copies that were given up, for one.
+                let _ = tokio::time::timeout(STOP_WITHIN, run.leave_nothing(&parts)).await;
                 run.finish_cleaning().await;
                 return run.outcome(&parts, ending);
             }
@@ -446,6 +448,9 @@ impl Run {
         let Some((staging, _)) = &self.staging else {
             return;
         };
+        if staging.unsettled().is_empty() {
+            return;
+        }
         match parts.log.head(None).await {
             Ok(head) => self.delete_own_garbage(parts, staging, &head).await,
             Err(error) => tracing::warn!(%error, "uncommitted files were not removed"),

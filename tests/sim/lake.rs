@@ -75,6 +75,9 @@ pub fn read(objects: &BTreeMap<String, Bytes>, keyed: &BTreeMap<TableName, bool>
             if snapshot["live"] == true {
                 live.insert(table.clone());
             }
+            if t["ended"] == true {
+                live.remove(&table);
+            }
             let base = snapshot["base_seq"].as_i64();
             for f in t["files"].as_array().unwrap() {
                 let path = f["path"].as_str().unwrap();
@@ -113,7 +116,7 @@ pub fn read(objects: &BTreeMap<String, Bytes>, keyed: &BTreeMap<TableName, bool>
         }
     }
     let (epoch, head) = entries.last()?;
-    let mut state: State = keyed.keys().map(|t| (t.clone(), Vec::new())).collect();
+    let mut state: State = live.iter().map(|t| (t.clone(), Vec::new())).collect();
     for (table, events) in events {
         // Until the copy is complete, the log may speak of rows that are yet to come.
         if !live.contains(&table) {

@@ -41,6 +41,13 @@ pub enum Change {
     Delete(TableName, Row),
     /// Every row of the table goes.
     Truncate(TableName),
+    /// The schema changes and every value grows by 100, of which the log says no more
+    /// than that it happened.
+    Rewrite(TableName),
+    /// The table goes.
+    Drop(TableName),
+    /// A table that was dropped is there again, empty.
+    Create(TableName),
 }
 
 impl Change {
@@ -49,7 +56,10 @@ impl Change {
             Change::Insert(t, _)
             | Change::Update(t, ..)
             | Change::Delete(t, _)
-            | Change::Truncate(t) => t,
+            | Change::Truncate(t)
+            | Change::Rewrite(t)
+            | Change::Drop(t)
+            | Change::Create(t) => t,
         }
     }
 }
@@ -141,6 +151,10 @@ impl Database {
             .map(|t| (t.clone(), Vec::new()))
             .collect();
         for change in self.log.iter().take(position as usize).flatten() {
+            if matches!(change, Change::Drop(_)) {
+                state.remove(change.table());
+                continue;
+            }
             let rows = state.entry(change.table().clone()).or_default();
             let mut remove = |row: &Row| {
                 if let Some(at) = rows.iter().position(|r| r == row) {
@@ -155,6 +169,8 @@ impl Database {
                 }
                 Change::Delete(_, row) => remove(row),
                 Change::Truncate(_) => rows.clear(),
+                Change::Rewrite(_) => rows.iter_mut().for_each(|r| r.value += 100),
+                Change::Drop(_) | Change::Create(_) => {}
             }
         }
         for rows in state.values_mut() {
@@ -210,7 +226,9 @@ impl Source for Script {
         self.fault("discover")?;
         let column = |name: &str| ColumnSpec::new(name, "bigint", LakeType::Int64);
         let db = self.db();
-        let tables = db.tables.iter().map(|(table, keyed)| DiscoveredTable {
+        let there = db.state_at(db.visible.max(db.acknowledged));
+        let tables = db.tables.iter().filter(|(t, _)| there.contains_key(t));
+        let tables = tables.map(|(table, keyed)| DiscoveredTable {
             table: table.clone(),
             columns: vec![column("id"), column("value"), column("big")],
             key: if *keyed {
@@ -340,6 +358,26 @@ impl ScriptedTail {
                 let slot = into.slot(schema);
                 into.row(slot, Op::Truncate).finish();
             }
+            Change::Rewrite(_) | Change::Drop(_) | Change::Create(_) => {}
+        }
+    }
+
+    /// What a change of the schema makes the tail say.
+    fn schema_change(&mut self, number: u64, change: &Change) -> Option<TailEvent> {
+        let table = change.table().clone();
+        let carried = self.tables.get(&table).is_some_and(|t| number > t.mark);
+        match change {
+            Change::Create(_) => Some(TailEvent::Catalog),
+            Change::Rewrite(_) if carried => {
+                self.tables.remove(&table);
+                let reason = "its rows were rewritten".to_owned();
+                Some(TailEvent::Recopy { table, reason })
+            }
+            Change::Drop(_) if carried => {
+                self.tables.remove(&table);
+                Some(TailEvent::Ended { table })
+            }
+            _ => None,
         }
     }
 }
@@ -368,6 +406,9 @@ impl Tail for ScriptedTail {
             }
             self.append(number, change, into);
             self.within += 1;
+            if let Some(event) = self.schema_change(number, change) {
+                return Ok(event);
+            }
         }
         self.at = number;
         self.within = 0;
@@ -433,9 +474,10 @@ fn bound(b: &Option<caudal_model::ChunkBound>) -> Option<i64> {
 }
 
 impl ScriptedReader {
-    fn visible_rows(&self, table: &TableName) -> Vec<Row> {
+    fn visible_rows(&self, table: &TableName) -> Result<Vec<Row>> {
         let db = self.script.db();
-        db.state_at(db.visible).remove(table).unwrap_or_default()
+        let rows = db.state_at(db.visible).remove(table);
+        rows.ok_or_else(|| Error::drift(table, "it does not exist any more"))
     }
 }
 
@@ -451,7 +493,7 @@ impl ChunkReader for ScriptedReader {
 
     async fn open_exact(&mut self, schema: &Arc<TableSchema>, base: &Position) -> Result<Mark> {
         self.await_visible(&schema.table, base).await?;
-        self.exact = Some(self.visible_rows(&schema.table));
+        self.exact = Some(self.visible_rows(&schema.table)?);
         Ok(self.script.db().visible.to_string())
     }
 
@@ -471,7 +513,7 @@ impl ChunkReader for ScriptedReader {
         }
         let lower = after.and_then(|c| c.through.clone());
         let floor = bound(&lower);
-        let rows = self.visible_rows(&schema.table);
+        let rows = self.visible_rows(&schema.table)?;
         let size = self.script.db().chunk_rows;
         let mut keys = rows
             .iter()
@@ -489,7 +531,7 @@ impl ChunkReader for ScriptedReader {
         self.script.fault("start")?;
         self.schema = Some(schema.clone());
         let rows = match (schema.has_key(), self.exact.take()) {
-            (true, _) => self.visible_rows(&schema.table),
+            (true, _) => self.visible_rows(&schema.table)?,
             (false, Some(rows)) => rows,
             (false, None) => return Err(Error::bug("a chunk without its exact read")),
         };

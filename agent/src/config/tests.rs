@@ -1,4 +1,5 @@
 use super::*;
+use caudal_model::LakeType;
 use secrecy::ExposeSecret;
 use std::time::Duration;
 
