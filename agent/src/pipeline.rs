@@ -173,7 +173,10 @@ impl<'p> Pipeline<'p> {
         let Some(mut closing) = self.closing.take() else {
             return;
         };
-        if tokio::time::timeout(CLOSE_WITHIN, &mut closing).await.is_err() {
+        if tokio::time::timeout(CLOSE_WITHIN, &mut closing)
+            .await
+            .is_err()
+        {
             closing.abort();
         } else {
             self.staging.set_in_doubt(false);
@@ -545,11 +548,9 @@ impl<'p> Pipeline<'p> {
     }
 
     fn publish_state(&self) {
-        let copying = self
-            .state
-            .tables
-            .iter()
-            .any(|t| matches!(t.state, TableState::Pending | TableState::Snapshotting));
+        let tables = || self.state.tables.iter().filter(|t| !t.ended);
+        let copying =
+            tables().any(|t| matches!(t.state, TableState::Pending | TableState::Snapshotting));
         self.parts.board.set_state(if copying {
             StreamState::Snapshotting
         } else {
@@ -561,12 +562,7 @@ impl<'p> Pipeline<'p> {
             TableState::Live,
             TableState::Errored,
         ] {
-            let n = self
-                .state
-                .tables
-                .iter()
-                .filter(|t| t.state == state)
-                .count();
+            let n = tables().filter(|t| t.state == state).count();
             metrics::tables(state, n);
         }
     }

@@ -241,19 +241,12 @@ pub async fn resnapshot(mut parts: Parts, tables: &Selection) -> Result<Vec<Tabl
         .as_ref()
         .map(|s| s.tables.as_slice())
         .unwrap_or_default();
-    let chosen: Vec<TableName> = known
-        .iter()
-        .map(|t| &t.table)
-        .filter(|t| tables.matches(t))
-        .cloned()
-        .collect();
+    let there = || known.iter().filter(|t| !t.ended).map(|t| &t.table);
+    let chosen: Vec<TableName> = there().filter(|t| tables.matches(t)).cloned().collect();
     if chosen.is_empty() {
-        return Err(
-            Error::fatal(Kind::Config, "no table of the stream has such a name")
-                .hint("`caudal status` lists the stream's tables"),
-        );
+        return Err(no_such_table());
     }
-    let everything = chosen.len() == known.len();
+    let everything = chosen.len() == there().count();
     let mut run = Run {
         until: Until::default(),
         until_caught_up: false,
@@ -293,6 +286,12 @@ pub async fn resnapshot(mut parts: Parts, tables: &Selection) -> Result<Vec<Tabl
     parts.checkpoints.replace(&state)?;
     run.finish_cleaning().await;
     Ok(chosen)
+}
+
+/// What `resnapshot` says where no table matches.
+pub fn no_such_table() -> Error {
+    Error::fatal(Kind::Config, "no table of the stream has such a name")
+        .hint("`caudal status` lists the stream's tables")
 }
 
 async fn sleep_until(deadline: Option<Instant>) {

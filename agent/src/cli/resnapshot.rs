@@ -1,17 +1,26 @@
-//! `caudal resnapshot`: has tables copied again by the next run.
+//! `caudal resnapshot`: has tables copied again while the rest of the stream goes on.
 //!
-//! It takes the stream over for one commit, so it waits for no agent and none can
-//! undo it: one that runs on the same state directory makes it exit 4 at once.
+//! A running agent on the same state directory is asked by a request, and copies the tables
+//! by itself. Without one, the command takes the stream over for one commit that ends the
+//! tables, and the next run copies them; an agent on another machine is fenced by that.
 
 use super::output::Output;
-use super::{ResnapshotArguments, code};
+use super::{ResnapshotArguments, code, status};
 use crate::config::Config;
-use caudal_model::{Error, Kind, Result, Selection};
+use crate::requests::{Requests, Resnapshot};
+use caudal_model::{Error, Kind, Result, Selection, TableName};
 use serde::Serialize;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// How long to wait for the agent's next commit.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 #[derive(Serialize)]
 struct Report {
     tables: Vec<String>,
+    /// `running`: an agent copies them now. `asked`: it has not yet begun. `next_run`.
+    by: &'static str,
 }
 
 pub(super) async fn execute(
@@ -22,15 +31,53 @@ pub(super) async fn execute(
     let none: [String; 0] = [];
     let selection = Selection::new(arguments.tables.as_slice(), none.as_slice())
         .map_err(|e| Error::fatal(Kind::Config, e).hint("name tables as `schema.table`"))?;
-    let tables = crate::start::resnapshot(config, &selection).await?;
+    let (tables, by) = if caudal_checkpoints::is_held(&config.stream.state_dir) {
+        ask_agent(config, &selection).await?
+    } else {
+        let tables = crate::start::resnapshot(config, &selection).await?;
+        (tables, "next_run")
+    };
     let report = Report {
         tables: tables.iter().map(ToString::to_string).collect(),
+        by,
     };
     if output.is_json() {
         output.json(&report)?;
     } else {
         let names = report.tables.join(", ");
-        output.text(&format!("the next run copies again: {names}\n"))?;
+        let text = match by {
+            "running" => format!("the agent copies again: {names}\n"),
+            "asked" => format!("the agent will copy again with its next commit: {names}\n"),
+            _ => format!("the next run copies again: {names}\n"),
+        };
+        output.text(&text)?;
     }
     Ok(code::DONE)
+}
+
+async fn ask_agent(
+    config: &Config,
+    selection: &Selection,
+) -> Result<(Vec<TableName>, &'static str)> {
+    let known = status::current(config).await?.tables.into_iter();
+    let tables: Vec<TableName> = known
+        .map(|t| t.table)
+        .filter(|t| selection.matches(t))
+        .collect();
+    if tables.is_empty() {
+        return Err(crate::supervise::no_such_table());
+    }
+    let requests = Requests::new(&config.stream.state_dir);
+    let request = Resnapshot {
+        tables: tables.clone(),
+    };
+    let path = requests.ask(&request)?;
+    let until = Instant::now() + PATIENCE;
+    while path.exists() {
+        if Instant::now() >= until {
+            return Ok((tables, "asked"));
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    Ok((tables, "running"))
 }

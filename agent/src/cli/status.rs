@@ -18,20 +18,25 @@ use std::time::Duration;
 const LAKE_TIMEOUT: Duration = Duration::from_secs(15);
 
 pub(super) async fn execute(config: &Config, output: &Output) -> Result<u8> {
-    let report = match config.http_listen() {
-        Some(listen) => fetch_status(listen, &config.stream.name).await,
-        None => None,
-    };
-    let report = match report {
-        Some(report) => report,
-        None => without_agent(config).await?,
-    };
+    let report = current(config).await?;
     if output.is_json() {
         output.json(&report)?;
     } else {
         output.text(&render(output, &report))?;
     }
     Ok(code::DONE)
+}
+
+/// The stream's status, from the agent if it answers.
+pub(super) async fn current(config: &Config) -> Result<StatusReport> {
+    let answered = match config.http_listen() {
+        Some(listen) => fetch_status(listen, &config.stream.name).await,
+        None => None,
+    };
+    match answered {
+        Some(report) => Ok(report),
+        None => without_agent(config).await,
+    }
 }
 
 async fn without_agent(config: &Config) -> Result<StatusReport> {
@@ -124,7 +129,8 @@ fn report(config: &Config, known: Option<Checkpoint>, running: bool) -> StatusRe
         report.epoch = c.epoch;
         report.generation = c.generation;
         report.position = Some(c.through.position);
-        report.tables = c.tables.iter().map(TableStatus::from).collect();
+        let tables = c.tables.iter().filter(|t| !t.ended);
+        report.tables = tables.map(TableStatus::from).collect();
         report.tables.sort_by(|a, b| a.table.cmp(&b.table));
     }
     if running {
