@@ -102,6 +102,20 @@ def storable(array, lake_type):
     return array.cast(arrow_type(lake_type))
 
 
+def constant(default, lake_type, count):
+    """The constant of an added column, in every row that is older than it."""
+    if lake_type == "binary":
+        return pa.array([bytes.fromhex(default)] * count, pa.binary())
+    if isinstance(default, bool) or lake_type == "boolean":
+        return pa.array([default in (True, "true", 1)] * count, pa.bool_())
+    if lake_type in ("date", "timestamp", "timestamptz"):
+        kind = pa.date32() if lake_type == "date" else pa.timestamp("us")
+        return storable(pa.array([str(default).removesuffix("+00")] * count, pa.string()).cast(kind), lake_type)
+    if lake_type == "time":
+        return pa.array([str(default)] * count, pa.string()).cast(pa.time64("us")).cast(pa.int64())
+    return pa.array([str(default)] * count, pa.string())
+
+
 def canonical(column, lake_type):
     """SQL that prints a stored column canonically."""
     if lake_type == "binary":
@@ -249,8 +263,10 @@ class Table:
         parts = [p for p in parts if p is not None]
         self.load(parts)
 
-    def version_of(self, names, last_seq):
-        fitting = [v for v in self.versions if {c["name"] for c in v["columns"]} == names]
+    def version_of(self, columns, last_seq):
+        """`columns` are the file's names and field ids."""
+        fitting = [v for v in self.versions
+                   if {(c["name"], c["id"]) for c in v["columns"]} == columns]
         current = [v for v in fitting if v["since_seq"] <= last_seq]
         return (current or fitting or [None])[-1]
 
@@ -275,9 +291,11 @@ class Table:
             if meta not in names:
                 problem(f"{where} lacks {meta}")
                 return None
-        version = self.version_of(names - set(META), file["last_seq"])
+        given = {f.name: int((f.metadata or {}).get(b"PARQUET:field_id", b"-1"))
+                 for f in found.schema if f.name not in META}
+        version = self.version_of(set(given.items()), file["last_seq"])
         if version is None:
-            problem(f"{where} has columns of no schema version: {sorted(names - set(META))}")
+            problem(f"{where} has columns of no schema version: {sorted(given.items())}")
             return None
         self.check_types(where, reader, found, version)
         self.check_seq(where, entry, file, found)
@@ -296,7 +314,7 @@ class Table:
                 default = column.get("default")
                 array = pa.nulls(found.num_rows, wanted)
                 if default is not None:
-                    array = pa.array([default] * found.num_rows, pa.string()).cast(wanted)
+                    array = constant(default, column["lake_type"], found.num_rows).cast(wanted)
             arrays[f"c{column['id']}"] = array
         arrays["_op"] = found["_op"].cast(pa.string())
         arrays["_seq"] = found["_seq"]

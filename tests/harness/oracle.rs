@@ -114,10 +114,21 @@ impl Oracle {
         tables: &[&str],
         scratch: &Path,
     ) -> Result<Report> {
+        let same: Vec<(&str, &str)> = tables.iter().map(|t| (*t, *t)).collect();
+        self.expect_equal_to(source, &same, scratch).await
+    }
+
+    /// The same with tables that shall equal a view of the source: `(table, view)`.
+    pub async fn expect_equal_to(
+        &self,
+        source: &Source,
+        tables: &[(&str, &str)],
+        scratch: &Path,
+    ) -> Result<Report> {
         let mut exports = Vec::new();
-        for table in tables {
+        for (table, view) in tables {
             let file = scratch.join(format!("{table}.csv"));
-            source.export(table, &[], &file).await?;
+            source.export(view, &[], &file).await?;
             exports.push((source.table(table), file));
         }
         let report = self.compare(&exports).await?;

@@ -98,6 +98,15 @@ impl Trial {
         self.expect_equal_in(&self.lake(), tables).await
     }
 
+    /// Fails unless each table in the lake equals its view at the source: `(table, view)`.
+    pub async fn expect_equal_to(&self, tables: &[(&str, &str)]) -> Result<Report> {
+        let scratch = self.dir.join("exports");
+        std::fs::create_dir_all(&scratch)?;
+        self.oracle()?
+            .expect_equal_to(&self.source, tables, &scratch)
+            .await
+    }
+
     /// The same for a lake in another directory.
     pub async fn expect_equal_in(&self, lake: &Path, tables: &[&str]) -> Result<Report> {
         let scratch = self.dir.join("exports");
