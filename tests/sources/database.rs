@@ -16,6 +16,7 @@ macro_rules! on {
     (postgres: $($name:ident),+ $(,)?) => {$(
         mod $name {
             $crate::database::on!(@ postgres15, Postgres15, $name);
+            $crate::database::on!(@ postgres17, Postgres17, $name);
             $crate::database::on!(@ postgres18, Postgres18, $name);
         }
     )+};

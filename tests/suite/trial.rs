@@ -16,6 +16,10 @@ macro_rules! on_every_source {
                 crate::trial::run(caudal_tests::Version::Postgres15, stringify!($behaviour), super::$behaviour);
             }
             #[test]
+            fn postgres17() {
+                crate::trial::run(caudal_tests::Version::Postgres17, stringify!($behaviour), super::$behaviour);
+            }
+            #[test]
             fn postgres18() {
                 crate::trial::run(caudal_tests::Version::Postgres18, stringify!($behaviour), super::$behaviour);
             }

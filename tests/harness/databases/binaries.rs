@@ -51,6 +51,7 @@ fn packages(version: Version) -> (&'static str, &'static [&'static str]) {
     ];
     match version {
         Version::Postgres15 => ("bookworm", &["postgresql-15", "libc-bin"]),
+        Version::Postgres17 => ("trixie", &["postgresql-17", "libc-bin"]),
         Version::Postgres18 => ("sid", &["postgresql-18", "libc-bin"]),
         Version::Mysql97 => ("sid", &["mysql-server-core", "mysql-client-core"]),
         Version::Mariadb1011 => ("bookworm", MARIADB),

@@ -40,6 +40,8 @@ const NOBODY: u32 = 65534;
 pub enum Version {
     /// PostgreSQL 15
     Postgres15,
+    /// PostgreSQL 17
+    Postgres17,
     /// PostgreSQL 18
     Postgres18,
     /// MySQL 9.7
@@ -74,8 +76,9 @@ impl Kind {
 
 impl Version {
     /// Every version that the suite runs on.
-    pub const ALL: [Version; 5] = [
+    pub const ALL: [Version; 6] = [
         Version::Postgres15,
+        Version::Postgres17,
         Version::Postgres18,
         Version::Mysql97,
         Version::Mariadb1011,
@@ -85,7 +88,7 @@ impl Version {
     /// The kind of source.
     pub fn kind(self) -> Kind {
         match self {
-            Version::Postgres15 | Version::Postgres18 => Kind::Postgres,
+            Version::Postgres15 | Version::Postgres17 | Version::Postgres18 => Kind::Postgres,
             Version::Mysql97 => Kind::Mysql,
             Version::Mariadb1011 | Version::Mariadb118 => Kind::Mariadb,
         }
@@ -95,6 +98,7 @@ impl Version {
     pub fn prefix_name(self) -> &'static str {
         match self {
             Version::Postgres15 => "pg15",
+            Version::Postgres17 => "pg17",
             Version::Postgres18 => "pg18",
             Version::Mysql97 => "mysql97",
             Version::Mariadb1011 => "mariadb1011",
@@ -107,6 +111,7 @@ impl std::fmt::Display for Version {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Version::Postgres15 => "PostgreSQL 15",
+            Version::Postgres17 => "PostgreSQL 17",
             Version::Postgres18 => "PostgreSQL 18",
             Version::Mysql97 => "MySQL 9.7",
             Version::Mariadb1011 => "MariaDB 10.11",
