@@ -362,15 +362,11 @@ impl Run {
         head: Option<LogEntry>,
     ) -> Result<(Checkpoint, Arc<Staging>, u64)> {
         let found = parts.discover().await?;
-        let known = state
-            .as_ref()
-            .map(|s| s.tables.as_slice())
-            .unwrap_or_default();
-        refuse_problems(
-            found
-                .iter()
-                .filter(|t| !known.iter().any(|k| k.table == t.table)),
-        )?;
+        if state.is_none() {
+            // Of a stream that runs, a table that turned up and cannot be carried is one
+            // `errored` table, and no reason to stop the others.
+            refuse_problems(found.iter())?;
+        }
         let state = match state {
             Some(state) => state,
             None => {
