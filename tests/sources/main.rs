@@ -14,6 +14,7 @@ mod rows;
 mod mysql_changes;
 mod mysql_logins;
 mod mysql_prepared;
+mod mysql_schema;
 mod mysql_tables;
 mod mysql_values;
 mod postgres_changes;

@@ -3,7 +3,7 @@
 use super::connect::{Server, has_gtids};
 use super::control::{Ask, Control};
 use super::flavor::{Flavor, Version};
-use super::schema::{describe, read_tables};
+use super::schema::{describe, selected_tables};
 use super::wire::WireError;
 use crate::TlsMode;
 use caudal_model::{Finding, Result, Severity};
@@ -18,7 +18,7 @@ pub async fn check(server: &Server) -> Result<Vec<Finding>> {
     out.push(version(&c));
     out.push(tls(&c, server));
     let options = &server.options;
-    let tables = read_tables(&mut c, None, |t| options.selection.matches(t)).await?;
+    let tables = selected_tables(&mut c, options).await?;
     if tables.is_empty() {
         out.push(
             Finding::new(

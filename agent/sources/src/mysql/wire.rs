@@ -55,6 +55,7 @@ impl From<DecodeError> for WireError {
     fn from(e: DecodeError) -> Self {
         match e {
             DecodeError::Malformed(w) | DecodeError::Value(w) => WireError::Protocol(w),
+            DecodeError::TooLarge(_) => WireError::Protocol("a packet beyond the limit"),
         }
     }
 }

@@ -1,13 +1,13 @@
 //! Table maps joined with the stream's tables, and rows events into their builders.
 
 use super::{Data, MysqlTail, Step, bytes_of};
-use crate::TailEvent;
 use crate::mysql::decode::events::{self, HEADER, kind};
-use crate::mysql::decode::rows::{self, Image, Misfit, RowsHeader, TableMap, TablePlan};
+use crate::mysql::decode::rows::{
+    self, CellError, Image, Misfit, Missing, PlanOptions, Present, RowsHeader, TablePlan,
+};
+use crate::mysql::decode::table_map::{self, Collations, TableMap};
 use crate::mysql::decode::values::Coerced;
-use crate::mysql::decode::{DecodeError, Decoded, Input};
-use crate::mysql::schema::{describe, drifted, read_table};
-use caudal_model::schema::Evolution;
+use crate::mysql::decode::{DecodeError, Input};
 use caudal_model::{
     ChangeBuffer, Error, Op, Result, Slot, TableName, TableSchema, TransactionMeta,
 };
@@ -21,6 +21,8 @@ pub(super) struct RowsInProgress {
     pub(super) op: Op,
     pub(super) data: Data,
     pub(super) at: usize,
+    pub(super) before: Present,
+    pub(super) after: Present,
 }
 
 /// Where the rows of an event begin, and the rows themselves if they were compressed.
@@ -28,6 +30,8 @@ pub(super) struct RowsStart {
     pub(super) plan: Arc<(Arc<TableSchema>, TablePlan)>,
     pub(super) op: Op,
     pub(super) at: usize,
+    pub(super) before: Present,
+    pub(super) after: Present,
     pub(super) unpacked: Option<Vec<u8>>,
 }
 
@@ -42,7 +46,7 @@ impl MysqlTail {
         // Every statement repeats the map; within a file the same id means the same table.
         let id = Input(body).uint(6)?;
         if let Entry::Vacant(unknown) = self.maps.entry(id) {
-            unknown.insert(Arc::new(rows::table_map(body)?));
+            unknown.insert(Arc::new(table_map::table_map(body)?));
             self.plans.remove(&id);
         }
         if self.plans.contains_key(&id) {
@@ -62,12 +66,17 @@ impl MysqlTail {
             self.plans.insert(id, Planned::Ignored);
             return Ok(Step::Next);
         };
+        // Names that fit may belong to other columns by now.
+        if self.has_changed_columns(&table) {
+            return Ok(Step::Describe(map));
+        }
         match self.join(&map, &table, &tracked.schema) {
             Ok(plan) => {
                 let plan = Planned::Ready(Arc::new((tracked.schema.clone(), plan)));
                 self.plans.insert(id, plan);
             }
-            Err(Misfit::Changed(why)) => return Ok(Step::Describe(map, why)),
+            Err(Misfit::Changed(_)) => return Ok(Step::Describe(map)),
+            Err(Misfit::Charset(name)) => return Ok(Step::Charset(name)),
             Err(Misfit::Unreadable(why)) => {
                 let error = Error::data(&table, why).hint(format!(
                     "SET GLOBAL binlog_row_metadata = FULL, exclude the column if its type is not \
@@ -88,53 +97,17 @@ impl MysqlTail {
         let own = self.server.options.tables.get(table);
         let excluded = own.map_or(&[][..], |o| &o.exclude_columns);
         let own_key = own.is_some_and(|o| o.key.is_some());
-        TablePlan::new(map, schema, excluded, own_key, &self.charsets)
-    }
-
-    /// Reads the table's description, and takes it over if the log agrees with it.
-    pub(super) async fn describe(
-        &mut self,
-        map: &TableMap,
-        why: &str,
-        since_seq: i64,
-    ) -> Result<()> {
-        let table = TableName::new(map.database.clone(), map.table.clone());
-        let mut control = self.server.control().await?;
-        let now = read_table(&mut control, &table).await?;
-        let Some(tracked) = self.tracked.get(&table) else {
-            return Ok(());
+        let options = PlanOptions {
+            excluded,
+            own_key,
+            flavor: self.server.flavor,
+            collations: Collations {
+                names: &self.charsets,
+                tables: &self.server.charsets,
+            },
+            value_bytes: self.server.options.value_bytes,
         };
-        let Some(now) = now else {
-            self.fail(&table, drifted(&table, "it does not exist any more"));
-            return Ok(());
-        };
-        let now = describe(&now, &self.server.options, self.server.flavor);
-        if let Some(p) = now.problems.first() {
-            let error = drifted(&table, &p.reason);
-            self.fail(&table, error);
-            return Ok(());
-        }
-        match tracked.schema.evolve(
-            since_seq,
-            &now.columns,
-            &now.key,
-            tracked.next_column_id,
-            |_, _| true,
-        ) {
-            Evolution::Next(schema) if self.join(map, &table, &schema).is_ok() => {
-                let schema = Arc::new(schema);
-                let next = schema.columns.iter().map(|c| c.id + 1).max().unwrap_or(1);
-                if let Some(tracked) = self.tracked.get_mut(&table) {
-                    tracked.next_column_id = tracked.next_column_id.max(next);
-                    tracked.schema = schema.clone();
-                }
-                self.plans.clear();
-                self.events.push_back(TailEvent::Schema(schema));
-            }
-            Evolution::Recopy(reason) => self.fail(&table, drifted(&table, &reason)),
-            _ => self.fail(&table, drifted(&table, why)),
-        }
-        Ok(())
+        TablePlan::new(map, schema, options)
     }
 
     pub(super) fn rows(&mut self, event_type: u8, body: &[u8]) -> Result<Step> {
@@ -154,7 +127,7 @@ impl MysqlTail {
         };
         let id = Input(body).uint(6)?;
         if !self.plans.contains_key(&id)
-            && let step @ Step::Describe(..) = self.plan(id)?
+            && let step @ (Step::Describe(_) | Step::Charset(_)) = self.plan(id)?
         {
             return Ok(step);
         }
@@ -171,9 +144,10 @@ impl MysqlTail {
         if mark.is_some_and(|m| transaction.identity.covered_by(m)) {
             return Ok(Step::Next);
         }
-        if !h.full {
-            let error = Error::data(table, "the log holds only part of its rows").hint(format!(
-                "SET GLOBAL binlog_row_image = FULL, then run `caudal resnapshot {table}`"
+        if let Some(why) = unusable(&plan, &h, op) {
+            let error = Error::data(table, why).hint(format!(
+                "SET GLOBAL binlog_row_image = FULL, reconnect its sessions, then run \
+                 `caudal resnapshot {table}`"
             ));
             let table = table.clone();
             self.fail(&table, error);
@@ -193,6 +167,8 @@ impl MysqlTail {
             plan,
             op,
             at: HEADER + h.start,
+            before: h.before,
+            after: h.after,
             unpacked,
         }))
     }
@@ -242,6 +218,7 @@ impl MysqlTail {
                 rows.op,
                 event,
                 rows.at,
+                (&rows.before, &rows.after),
                 (before, after),
                 into,
                 slot,
@@ -250,7 +227,7 @@ impl MysqlTail {
             match step {
                 Ok(end) if end > rows.at => rows.at = end,
                 Ok(_) => {
-                    outcome = Err(DecodeError::Malformed("a row without columns"));
+                    outcome = Err(DecodeError::Malformed("a row without columns").into());
                     break;
                 }
                 Err(e) => {
@@ -267,17 +244,66 @@ impl MysqlTail {
                 }
                 Ok(full)
             }
-            Err(e @ DecodeError::Value(_)) => {
+            Err(CellError {
+                error: e @ (DecodeError::Value(_) | DecodeError::TooLarge(_)),
+                column,
+            }) => {
                 let table = schema.table.clone();
-                let error = Error::from(e).hint(format!(
-                    "exclude the column or repair the value, then run `caudal resnapshot {table}`"
-                ));
+                let column = column.and_then(|i| schema.columns.get(i));
+                let column = column.map(|c| c.name.clone());
+                let error = value_error(e, column.as_deref(), &table, &transaction.identity.text());
                 self.fail(&table, error);
                 Ok(false)
             }
-            Err(e) => Err(e.into()),
+            Err(e) => Err(e.error.into()),
         }
     }
+}
+
+/// The error of a value, with what mends it.
+pub(in crate::mysql) fn value_error(
+    e: DecodeError,
+    column: Option<&str>,
+    table: &TableName,
+    at: &str,
+) -> Error {
+    let hint = match (e, column) {
+        (DecodeError::TooLarge(_), _) => format!(
+            "raise limits.value_bytes, or exclude the column, then run `caudal resnapshot {table}`"
+        ),
+        (_, Some(column)) => format!(
+            "as = {{ {column} = \"string\" }} in [[tables.override]] carries any text; or exclude \
+             the column or repair the value; then run `caudal resnapshot {table}`"
+        ),
+        _ => format!("run `caudal resnapshot {table}`"),
+    };
+    let error = Error::from(e).hint(hint).context(format!("at {at}"));
+    match column {
+        Some(column) => error.context(format!("column {column}")),
+        None => error,
+    }
+}
+
+/// Why the rows of an event cannot be told by the columns that they have.
+fn unusable(plan: &(Arc<TableSchema>, TablePlan), h: &RowsHeader, op: Op) -> Option<&'static str> {
+    let (schema, plan) = plan;
+    if h.columns != plan.width() {
+        return Some("its rows in the log have another number of columns than it says");
+    }
+    if !schema.has_key() && (h.before.is_some() || h.after.is_some()) {
+        return Some("it has no key, and the log holds only part of its rows");
+    }
+    let key = |present: &Present| match present {
+        None => true,
+        Some(bits) => plan.key().iter().all(|k| bits.get(*k) == Some(&true)),
+    };
+    if !key(&h.before) {
+        return Some("the log holds its rows without their key");
+    }
+    if op == Op::Insert && h.before.is_some() {
+        return Some("the log leaves columns of new rows out");
+    }
+    None
 }
 
 /// Appends one change, of one image or two, and returns where the next begins.
@@ -288,23 +314,32 @@ fn append_change(
     op: Op,
     event: &[u8],
     at: usize,
+    present: (&Present, &Present),
     (before, after): (&mut Image, &mut Image),
     into: &mut ChangeBuffer,
     slot: Slot,
     coerced: &mut Coerced,
-) -> Decoded<usize> {
-    let end = rows::image(plan, event, at, before)?;
+) -> Result<usize, CellError> {
+    let end = rows::image(plan, event, at, present.0, before)?;
     let mut put = |op: Op, image: &Image| {
+        let missing = match op {
+            Op::Delete => Missing::Null,
+            _ => Missing::Unchanged,
+        };
         let mut row = into.row(slot, op);
-        rows::append(plan, event, image, &mut row, coerced)?;
+        rows::append(plan, event, image, missing, &mut row, coerced)?;
         row.finish();
-        Ok(())
+        Ok::<_, CellError>(())
     };
     if op != Op::Update {
         put(op, before)?;
         return Ok(end);
     }
-    let end = rows::image(plan, event, end, after)?;
+    let end = rows::image(plan, event, end, present.1, after)?;
+    // What did not change is left out after it, and may stand before it.
+    if present.1.is_some() {
+        after.fill(before);
+    }
     if keyed && rows::same_key(plan, event, before, after) {
         put(Op::Update, after)?;
     } else {
