@@ -16,6 +16,7 @@ mod mysql_logins;
 mod mysql_prepared;
 mod mysql_schema;
 mod mysql_tables;
+mod mysql_types;
 mod mysql_values;
 mod postgres_changes;
 mod postgres_positions;

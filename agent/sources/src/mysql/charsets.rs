@@ -110,6 +110,8 @@ async fn ask(c: &mut dyn Ask, name: &str, codes: Vec<Vec<u8>>) -> Result<Vec<(Ve
             let mut characters = std::str::from_utf8(&bytes).unwrap_or_default().chars();
             if let (Some(one), None) = (characters.next(), characters.next())
                 && (one != '?' || code == b"?")
+                // What tis620 has in its gaps.
+                && (one != char::REPLACEMENT_CHARACTER || code.len() > 1)
             {
                 out.push((code.clone(), one));
             }

@@ -119,10 +119,10 @@ fn type_of(c: &table_map::MapColumn) -> String {
 }
 
 /// A schema that a table map fits, as far as its types can be carried.
-fn schema_of(map: &TableMap) -> Arc<TableSchema> {
+fn schema_of(map: &TableMap, flavor: Flavor) -> Arc<TableSchema> {
     let specs = map.columns.iter().map(|c| {
         let text = type_of(c);
-        let lake = column_type(&Declared::parse(&text), Flavor::MySql, None);
+        let lake = column_type(&Declared::parse(&text), flavor, None);
         ColumnSpec::new(c.name.clone(), text, lake.map_or(LakeType::Utf8, |t| t.1))
     });
     let key = map.primary_key.iter().flatten().filter_map(|k| {
@@ -136,7 +136,9 @@ fn schema_of(map: &TableMap) -> Arc<TableSchema> {
 
 /// Decodes a rows event's body with the table map of another body; returns the rows.
 pub fn any_rows(map: &[u8], body: &[u8], v2: bool, op: Op) -> usize {
-    let Ok(map) = table_map::table_map(map) else {
+    // MariaDB's events have no extra data.
+    let flavor = if v2 { Flavor::MySql } else { Flavor::MariaDb };
+    let Ok(map) = table_map::table_map(map, flavor) else {
         return 0;
     };
     let charset = |c: &table_map::MapColumn| (c.collation, charset_of(c.collation).to_owned());
@@ -145,14 +147,14 @@ pub fn any_rows(map: &[u8], body: &[u8], v2: bool, op: Op) -> usize {
     let options = PlanOptions {
         excluded: &[],
         own_key: true,
-        flavor: Flavor::MySql,
+        flavor,
         collations: Collations {
             names: &names,
             tables: &tables,
         },
         value_bytes: usize::MAX,
     };
-    let schema = schema_of(&map);
+    let schema = schema_of(&map, flavor);
     let Ok(plan) = TablePlan::new(&map, &schema, options) else {
         return 0;
     };

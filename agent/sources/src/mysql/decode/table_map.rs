@@ -7,6 +7,7 @@ use super::charset::Charset;
 use super::decimal::decimal_len;
 use super::{Decoded, Input};
 use crate::mysql::charsets::Charsets;
+use crate::mysql::flavor::Flavor;
 use crate::mysql::types::{Declared, canonical, max_character_bytes};
 use std::collections::HashMap;
 
@@ -133,17 +134,19 @@ impl MapColumn {
         )
     }
 
-    fn text(&self) -> bool {
-        matches!(
-            self.real_type,
-            STRING
-                | VAR_STRING
-                | VARCHAR
-                | BLOB
-                | VECTOR
-                | MARIA_BLOB_COMPRESSED
-                | MARIA_VARCHAR_COMPRESSED
-        )
+    /// Whether the lists of charsets have the column: MariaDB's count geometries as text.
+    fn text(&self, flavor: Flavor) -> bool {
+        (self.real_type == GEOMETRY && flavor == Flavor::MariaDb)
+            || matches!(
+                self.real_type,
+                STRING
+                    | VAR_STRING
+                    | VARCHAR
+                    | BLOB
+                    | VECTOR
+                    | MARIA_BLOB_COMPRESSED
+                    | MARIA_VARCHAR_COMPRESSED
+            )
     }
 
     fn labelled(&self) -> bool {
@@ -184,7 +187,7 @@ impl MapColumn {
 }
 
 /// Parses a TABLE_MAP event.
-pub fn table_map(body: &[u8]) -> Decoded<TableMap> {
+pub fn table_map(body: &[u8], flavor: Flavor) -> Decoded<TableMap> {
     let mut input = Input(body);
     let id = input.uint(6)?;
     input.u16()?;
@@ -213,13 +216,14 @@ pub fn table_map(body: &[u8]) -> Decoded<TableMap> {
     };
     while !input.is_empty() {
         let field = input.u8()?;
-        metadata(&mut map, field, input.lenenc_bytes()?)?;
+        metadata(&mut map, field, input.lenenc_bytes()?, flavor)?;
     }
     Ok(map)
 }
 
-fn metadata(map: &mut TableMap, field: u8, value: &[u8]) -> Decoded<()> {
+fn metadata(map: &mut TableMap, field: u8, value: &[u8], flavor: Flavor) -> Decoded<()> {
     let mut input = Input(value);
+    let text = |c: &&mut MapColumn| c.text(flavor);
     match field {
         1 => {
             let numeric = map.columns.iter_mut().filter(|c| c.numeric());
@@ -228,8 +232,8 @@ fn metadata(map: &mut TableMap, field: u8, value: &[u8]) -> Decoded<()> {
                 c.unsigned = byte >> (7 - i % 8) & 1 == 1;
             }
         }
-        2 => default_collation(map.columns.iter_mut().filter(|c| c.text()), input)?,
-        3 => each_collation(map.columns.iter_mut().filter(|c| c.text()), input)?,
+        2 => default_collation(map.columns.iter_mut().filter(text), input)?,
+        3 => each_collation(map.columns.iter_mut().filter(text), input)?,
         4 => {
             for c in &mut map.columns {
                 c.name = String::from_utf8_lossy(input.lenenc_bytes()?).into_owned();

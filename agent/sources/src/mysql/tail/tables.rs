@@ -46,7 +46,7 @@ impl MysqlTail {
         // Every statement repeats the map; within a file the same id means the same table.
         let id = Input(body).uint(6)?;
         if let Entry::Vacant(unknown) = self.maps.entry(id) {
-            unknown.insert(Arc::new(table_map::table_map(body)?));
+            unknown.insert(Arc::new(table_map::table_map(body, self.server.flavor)?));
             self.plans.remove(&id);
         }
         if self.plans.contains_key(&id) {
