@@ -12,6 +12,7 @@ mod database;
 mod rows;
 
 mod mysql_changes;
+mod mysql_images;
 mod mysql_logins;
 mod mysql_prepared;
 mod mysql_schema;

@@ -3,18 +3,30 @@
 //! The servers fill such a column without a word in the log: with null, with the constant of
 //! its DEFAULT, or with a value that only a new copy shows (ADR 0036).
 
+use super::decode::decimal::parse_decimal;
 use super::decode::json::double_text;
-use super::decode::temporal::days;
-use super::decode::values::Value;
+use super::decode::temporal::{Parts, days, instant};
+use super::decode::values::{Value, push_int};
+use super::decode::{DecodeError, Decoded};
 use super::flavor::Flavor;
 use super::schema::SourceColumn;
 use super::types::{Declared, column_type, source_type};
-use caudal_model::LakeType;
-use caudal_model::schema::OlderRows;
+use caudal_model::schema::{ColumnSpec, OlderRows};
+use caudal_model::{ColumnBuilder, LakeType};
 use serde_json::Value as Json;
 
-/// What older rows hold in a column whose lake type is `lake`.
-pub fn older_rows(c: &SourceColumn, lake: &LakeType, flavor: Flavor) -> OlderRows {
+/// What older rows hold in a column that the lake has as `spec` says.
+pub fn older_rows(c: &SourceColumn, spec: &ColumnSpec, flavor: Flavor) -> OlderRows {
+    let told = of_type(c, &spec.lake_type, flavor);
+    let hashed = Declared::parse(&spec.source_type).hashed;
+    match told {
+        // A schema must not tell what its rows hide.
+        OlderRows::Constant(_) if hashed => OlderRows::Unknown,
+        told => told,
+    }
+}
+
+fn of_type(c: &SourceColumn, lake: &LakeType, flavor: Flavor) -> OlderRows {
     let extra = c.extra.to_ascii_uppercase();
     if c.generated() || extra.contains("AUTO_INCREMENT") || extra.contains("DEFAULT_GENERATED") {
         return OlderRows::Unknown;
@@ -39,6 +51,61 @@ pub fn older_rows(c: &SourceColumn, lake: &LakeType, flavor: Flavor) -> OlderRow
         Some(text) => constant(&value, &text),
     }
     .unwrap_or_unknown(lake)
+}
+
+/// Appends the default of a column to a row whose image in the log does not have it: with
+/// `binlog_row_image` MINIMAL or NOBLOB, an insert names the columns that its statement gave.
+pub fn push_default(default: &OlderRows, out: &mut ColumnBuilder) -> Decoded<()> {
+    let value = match default {
+        OlderRows::Null => {
+            out.push_null();
+            return Ok(());
+        }
+        OlderRows::Constant(value) => value,
+        OlderRows::Unknown => return Err(NO_DEFAULT),
+    };
+    match (out, value) {
+        (ColumnBuilder::Boolean(c), Json::Bool(v)) => c.push(*v),
+        (ColumnBuilder::Float32(c), Json::Number(v)) => {
+            c.push(v.as_f64().ok_or(NO_DEFAULT)? as f32);
+        }
+        (ColumnBuilder::Float64(c), Json::Number(v)) => c.push(v.as_f64().ok_or(NO_DEFAULT)?),
+        (out, Json::Number(v)) => {
+            let v = v.as_i64().ok_or(NO_DEFAULT)?;
+            push_int(v as u64, v, false, out)?;
+        }
+        (ColumnBuilder::Decimal(c, _, scale), Json::String(text)) => {
+            c.push(parse_decimal(text.as_bytes(), *scale)?);
+        }
+        (ColumnBuilder::Utf8(c), Json::String(text)) => c.push(text.as_bytes()),
+        (ColumnBuilder::Date32(c), Json::String(text)) => {
+            let (y, m, d, ..) = moment_of(text).ok_or(NO_DEFAULT)?;
+            c.push(days(y, m, d).ok_or(NO_DEFAULT)?);
+        }
+        (ColumnBuilder::Timestamp(c), Json::String(text)) => {
+            let parts = moment_of(text).ok_or(NO_DEFAULT)?;
+            c.push(instant(parts).ok_or(NO_DEFAULT)?);
+        }
+        _ => return Err(NO_DEFAULT),
+    }
+    Ok(())
+}
+
+const NO_DEFAULT: DecodeError = DecodeError::Value(
+    "the log leaves a column of a new row out whose default is not a known constant",
+);
+
+/// The parts of `2024-01-02[ 03:04:05[.678]]`.
+fn moment_of(text: &str) -> Option<Parts> {
+    let part = |from: usize, to: usize| text.get(from..to)?.parse::<u32>().ok();
+    let time = |from: usize| match text.len() {
+        10 => Some(0),
+        _ => part(from, from + 2),
+    };
+    let digits = text.get(20..).unwrap_or_default();
+    let us = format!("{digits:0<6}").get(..6)?.parse().ok()?;
+    let date = (part(0, 4)?, part(5, 7)?, part(8, 10)?);
+    Some((date.0, date.1, date.2, time(11)?, time(14)?, time(17)?, us))
 }
 
 trait OrUnknown {
@@ -191,7 +258,7 @@ mod tests {
         };
         let d = Declared::parse(column_type);
         let (_, lake) = column_type_of(&d, flavor);
-        older_rows(&c, &lake, flavor)
+        of_type(&c, &lake, flavor)
     }
 
     fn column_type_of(d: &Declared, flavor: Flavor) -> (Value, LakeType) {

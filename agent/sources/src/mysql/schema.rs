@@ -59,6 +59,18 @@ pub struct SourceTable {
     pub primary_key: Vec<String>,
 }
 
+impl SourceTable {
+    /// Columns that MariaDB computes when they are read. Its log has them in whole images
+    /// only; MySQL's has them wherever they changed.
+    pub fn virtual_columns(&self, flavor: Flavor) -> Vec<String> {
+        let computed = |c: &&SourceColumn| {
+            flavor == Flavor::MariaDb && c.extra.to_ascii_uppercase().contains("VIRTUAL")
+        };
+        let names = self.columns.iter().filter(computed);
+        names.map(|c| c.name.clone()).collect()
+    }
+}
+
 const SYSTEM: &str = "('mysql','information_schema','performance_schema','sys')";
 
 /// Reads the tables that `wanted` chooses; `only` limits the question to one table.

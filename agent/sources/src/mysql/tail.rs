@@ -51,6 +51,16 @@ struct Tracked {
     early: Option<Place>,
     /// What an insert's image leaves out holds this.
     defaults: HashMap<String, OlderRows>,
+    /// The log's end when the defaults were asked for.
+    assumed: Option<Place>,
+    /// Defaults stood for a row's cells.
+    used_default: bool,
+    /// It has no primary key: the log may call its first unique one so.
+    no_primary_key: bool,
+    /// Columns that MariaDB computes when they are read: a partial image leaves them out,
+    /// changed or not.
+    virtual_columns: Vec<String>,
+    copying: bool,
 }
 
 /// Where an event's bytes are.
@@ -189,6 +199,11 @@ impl MysqlTail {
             mark,
             early: None,
             defaults: HashMap::new(),
+            assumed: None,
+            no_primary_key: false,
+            virtual_columns: Vec::new(),
+            used_default: false,
+            copying: t.copying,
         };
         self.pending.remove(&table);
         self.tracked.insert(table, tracked);
@@ -294,6 +309,9 @@ impl MysqlTail {
                     at,
                     before: start.before,
                     after: start.after,
+                    partial: start.partial,
+                    copying: start.copying,
+                    defaults: start.defaults,
                 });
                 Ok((Step::Next, None))
             }
@@ -325,7 +343,6 @@ impl MysqlTail {
         }
         match header.event_type {
             kind::TABLE_MAP => self.table_map(body),
-            kind::PARTIAL_UPDATE_ROWS => self.partial_rows(body),
             kind::XID => self.commit(&header),
             kind::QUERY => self.query(&header, body, false, into),
             kind::MARIA_QUERY_COMPRESSED => self.query(&header, body, true, into),
@@ -552,8 +569,10 @@ impl Tail for MysqlTail {
         }
     }
 
-    fn live(&mut self, _table: &TableName) {
-        // Every change is decoded from its own images: nothing depends on older rows.
+    fn live(&mut self, table: &TableName) {
+        if let Some(tracked) = self.tracked.get_mut(table) {
+            tracked.copying = false;
+        }
     }
 
     fn untrack(&mut self, table: &TableName) {

@@ -29,6 +29,8 @@ pub fn any_event(event: &[u8]) {
     let _ = events::xa_prepare(body);
     let _ = GtidSet::decode(body);
     let _ = json::write(body, &mut Vec::new());
+    let (document, diff) = body.split_at(body.len() / 2);
+    let _ = super::json_diff::write(document, diff, &mut Vec::new());
     for compressed in [false, true] {
         if let Ok(q) = events::query(body, compressed) {
             let sql = String::from_utf8_lossy(&q.sql);
@@ -173,12 +175,28 @@ pub fn any_rows(map: &[u8], body: &[u8], v2: bool, op: Op) -> usize {
         let Ok(end) = rows::image(&plan, body, at, &h.before, &mut image) else {
             break;
         };
+        let mut partial = Image::default();
+        if rows::partial_image(&plan, body, at, &h.after, &mut partial).is_ok() {
+            let mut row = into.row(slot, op);
+            let missing = Missing::Unchanged;
+            let before = Some(&image);
+            let _ = rows::append(
+                &plan,
+                body,
+                &partial,
+                before,
+                missing,
+                &mut row,
+                &mut coerced,
+            );
+        }
         let _ = rows::same_key(&plan, body, &image, &image);
         let mut row = into.row(slot, op);
         let appended = rows::append(
             &plan,
             body,
             &image,
+            Some(&image),
             Missing::Unchanged,
             &mut row,
             &mut coerced,

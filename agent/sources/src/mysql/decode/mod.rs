@@ -10,6 +10,7 @@ pub mod events;
 pub mod fetched;
 pub mod fuzz;
 pub mod json;
+pub mod json_diff;
 pub mod rows;
 pub mod spatial;
 pub mod table_map;

@@ -8,12 +8,14 @@
 //! Images need not be whole (`binlog_row_image` NOBLOB and MINIMAL): a rows event says which
 //! columns its images have. [`Image`] tells a cell that is missing from one that is null.
 
-use super::table_map::types::{DATETIME, TIME, TIMESTAMP};
+use super::table_map::types::{DATETIME, JSON, TIME, TIMESTAMP};
 use super::table_map::{Collations, MapColumn, Span, TableMap};
-use super::values::{Coerced, Value, push_logged};
+use super::values::{Coerced, Value, push_logged, push_patched};
 use super::{DecodeError, Decoded, Input};
 use crate::mysql::flavor::Flavor;
+use crate::mysql::older::push_default;
 use crate::mysql::types::{Declared, column_type};
+use caudal_model::schema::OlderRows;
 use caudal_model::{RowWriter, TableSchema};
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -21,6 +23,8 @@ use std::sync::Arc;
 #[derive(Debug, Clone)]
 struct ColumnPlan {
     span: Span,
+    /// MySQL's json, of which the log may hold steps.
+    document: bool,
     /// The builder, and what the bytes mean; `None` for a column that is left out.
     target: Option<(usize, Value)>,
 }
@@ -92,12 +96,17 @@ impl TablePlan {
             let span = c.span().ok_or_else(|| {
                 Misfit::Unreadable(format!("log type {} is not supported", c.real_type))
             })?;
+            let document = c.real_type == JSON;
             let own = places
                 .get(c.name.as_str())
                 .and_then(|i| Some((*i, schema.columns.get(*i)?)));
             let Some((i, own)) = own else {
                 if options.excluded.contains(&c.name) {
-                    columns.push(ColumnPlan { span, target: None });
+                    columns.push(ColumnPlan {
+                        span,
+                        document,
+                        target: None,
+                    });
                     continue;
                 }
                 return Err(Misfit::Changed(format!("column {} is new", c.name)));
@@ -106,6 +115,7 @@ impl TablePlan {
             found += 1;
             columns.push(ColumnPlan {
                 span,
+                document,
                 target: Some((i, value)),
             });
         }
@@ -236,6 +246,8 @@ pub enum Cell {
     Null,
     /// From here to there in the event.
     At(u32, u32),
+    /// The same of the steps that make a json document out of the one before.
+    Steps(u32, u32),
 }
 
 /// The cells of one image.
@@ -267,6 +279,37 @@ impl Image {
     pub fn has_gaps(&self) -> bool {
         self.cells.contains(&Cell::Missing)
     }
+}
+
+/// Finds the cells of the image after a partial update (PARTIAL_UPDATE_ROWS): which json
+/// columns have steps in place of a document stands before it.
+pub fn partial_image(
+    plan: &TablePlan,
+    event: &[u8],
+    at: usize,
+    present: &Present,
+    image: &mut Image,
+) -> Decoded<usize> {
+    let mut input = Input(event.get(at..).unwrap_or_default());
+    let options = input.lenenc()?;
+    if options & !1 != 0 {
+        return Err(DecodeError::Malformed("an unknown option of a rows event"));
+    }
+    if options == 0 {
+        return self::image(plan, event, event.len() - input.len(), present, image);
+    }
+    // One bit for each json column of the table, in the image or not.
+    let documents = plan.columns.iter().filter(|c| c.document).count();
+    let bits = input.take(documents.div_ceil(8))?;
+    let end = self::image(plan, event, event.len() - input.len(), present, image)?;
+    let documents = plan.columns.iter().zip(&mut image.cells);
+    for (i, (_, cell)) in documents.filter(|(c, _)| c.document).enumerate() {
+        let partial = bits.get(i / 8).is_some_and(|b| b >> (i % 8) & 1 == 1);
+        if let (true, Cell::At(a, b)) = (partial, *cell) {
+            *cell = Cell::Steps(a, b);
+        }
+    }
+    Ok(end)
 }
 
 /// Finds the cells of the image that begins at `at`, and returns where it ends.
@@ -317,7 +360,7 @@ pub fn image(
 
 fn bytes_of(event: &[u8], cell: Cell) -> Option<&[u8]> {
     match cell {
-        Cell::At(a, b) => event.get(a as usize..b as usize),
+        Cell::At(a, b) | Cell::Steps(a, b) => event.get(a as usize..b as usize),
         _ => None,
     }
 }
@@ -350,13 +393,18 @@ impl From<DecodeError> for CellError {
     }
 }
 
+const NO_DOCUMENT: DecodeError =
+    DecodeError::Value("the log holds a partial update of json without the document before it");
+
 /// What stands in place of a cell that the image does not have.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Missing {
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Missing<'a> {
     /// Null: only the key is asked for.
     Null,
     /// Nothing: the column did not change.
     Unchanged,
+    /// The default of the schema's column.
+    Defaults(&'a [OlderRows]),
 }
 
 /// Appends the image's cells to a row.
@@ -364,27 +412,45 @@ pub fn append(
     plan: &TablePlan,
     event: &[u8],
     image: &Image,
-    missing: Missing,
+    before: Option<&Image>,
+    missing: Missing<'_>,
     row: &mut RowWriter<'_>,
     coerced: &mut Coerced,
 ) -> Result<(), CellError> {
-    for (c, cell) in plan.columns.iter().zip(&image.cells) {
+    for (at, (c, cell)) in plan.columns.iter().zip(&image.cells).enumerate() {
         let Some((i, value)) = &c.target else {
             continue;
         };
+        let fail = |error| CellError {
+            column: Some(*i),
+            error,
+        };
         match bytes_of(event, *cell) {
+            Some(steps) if matches!(cell, Cell::Steps(..)) => {
+                let document = before.and_then(|b| bytes_of(event, b.cell(at)));
+                let document = document.ok_or(fail(NO_DOCUMENT))?;
+                let bytes = document.len() + steps.len();
+                if bytes > plan.limit {
+                    return Err(fail(DecodeError::TooLarge(bytes as u64)));
+                }
+                let counted = push_patched(document, steps, row.column(*i)).map_err(fail)?;
+                row.count(counted);
+            }
             Some(bytes) => {
-                let fail = |error| CellError {
-                    column: Some(*i),
-                    error,
-                };
                 if bytes.len() > plan.limit {
                     return Err(fail(DecodeError::TooLarge(bytes.len() as u64)));
                 }
                 let counted = push_logged(value, bytes, row.column(*i), coerced).map_err(fail)?;
                 row.count(counted);
             }
-            None if *cell == Cell::Missing && missing == Missing::Unchanged => row.unchanged(*i),
+            None if *cell == Cell::Missing => match missing {
+                Missing::Null => row.column(*i).push_null(),
+                Missing::Unchanged => row.unchanged(*i),
+                Missing::Defaults(defaults) => {
+                    let default = defaults.get(*i).unwrap_or(&OlderRows::Unknown);
+                    push_default(default, row.column(*i)).map_err(fail)?;
+                }
+            },
             None => row.column(*i).push_null(),
         }
     }

@@ -23,9 +23,9 @@ pub fn days(year: u32, month: u32, day: u32) -> Option<i32> {
 }
 
 /// Year, month, day, hour, minute, second, microsecond.
-pub(super) type Parts = (u32, u32, u32, u32, u32, u32, u32);
+pub(in crate::mysql) type Parts = (u32, u32, u32, u32, u32, u32, u32);
 
-pub(super) fn instant((y, mo, d, h, mi, s, us): Parts) -> Option<i64> {
+pub(in crate::mysql) fn instant((y, mo, d, h, mi, s, us): Parts) -> Option<i64> {
     if h > 23 || mi > 59 || s > 59 {
         return None;
     }

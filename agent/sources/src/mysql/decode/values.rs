@@ -9,7 +9,9 @@ use super::decimal::{decimal_text, decimal_value};
 use super::temporal::{
     Parts, days, fraction, instant, log_time, moment, unpack_datetime, unpack_time, write_moment,
 };
-use super::{DecodeError, Decoded, big_endian, events, json, little_endian, spatial, text};
+use super::{
+    DecodeError, Decoded, big_endian, events, json, json_diff, little_endian, spatial, text,
+};
 use caudal_model::ColumnBuilder;
 use std::io::Write as _;
 use std::sync::Arc;
@@ -92,7 +94,7 @@ pub struct Coerced {
     pub zero_dates: u64,
 }
 
-pub(super) fn push_int(
+pub(in crate::mysql) fn push_int(
     v: u64,
     signed: i64,
     unsigned: bool,
@@ -321,9 +323,7 @@ fn push_logged_rare(
             });
         }
         Value::Json => {
-            // A control character of one byte becomes six.
-            let bound = bytes.len().saturating_mul(6);
-            return push_text_with(out, bound, |o| json::write(bytes, o));
+            return push_text_with(out, json_bound(bytes.len()), |o| json::write(bytes, o));
         }
         Value::Geometry => return spatial::push_geometry(bytes, out),
         Value::Vector => return spatial::push_vector(bytes, out),
@@ -341,6 +341,17 @@ fn push_logged_rare(
         _ => return Err(UNFIT),
     }
     Ok(0)
+}
+
+/// The most that a document's text has: a control character of one byte becomes six.
+fn json_bound(bytes: usize) -> usize {
+    bytes.saturating_mul(6)
+}
+
+/// Appends the document that `diff` makes of `before`.
+pub fn push_patched(before: &[u8], diff: &[u8], out: &mut ColumnBuilder) -> Decoded<usize> {
+    let bound = json_bound(before.len().saturating_add(diff.len()));
+    push_text_with(out, bound, |o| json_diff::write(before, diff, o))
 }
 
 pub(super) fn push_bit(bytes: &[u8], out: &mut ColumnBuilder) -> Decoded<usize> {

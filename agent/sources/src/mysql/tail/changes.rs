@@ -76,6 +76,18 @@ impl MysqlTail {
             self.recopy(table, "it was changed several times in a row".to_owned());
             return;
         }
+        // The same for defaults that stood for cells of rows.
+        let assumed = tracked.assumed.as_ref();
+        if tracked.used_default
+            && assumed.is_some_and(|p| !self.place.covers(p).unwrap_or(false))
+            && !change.alter.clauses.is_empty()
+        {
+            self.recopy(
+                table,
+                "a default may not have been the one of its time".to_owned(),
+            );
+            return;
+        }
         let mut changes = match self.pending.remove(table) {
             Some(before) => before.changes,
             None => Vec::new(),
@@ -105,6 +117,7 @@ impl MysqlTail {
             };
             let described = describe(&now, &self.server.options, self.server.flavor);
             tracked.remember(&now, &described, self.server.flavor);
+            tracked.assumed = Some(until.clone());
             if described.problems.is_empty() && !same(&tracked.schema, &described) {
                 let pending = Pending {
                     changes: Vec::new(),
@@ -211,6 +224,7 @@ impl MysqlTail {
         let next = schema.columns.iter().map(|c| c.id + 1).max().unwrap_or(1);
         if let Some(tracked) = self.tracked.get_mut(table) {
             tracked.next_column_id = tracked.next_column_id.max(next);
+            tracked.assumed = Some(pending.until.clone());
             tracked.early = map.map(|_| pending.until);
             tracked.remember(&now, &described, flavor);
             if !Arc::ptr_eq(&tracked.schema, &schema) {
@@ -227,9 +241,11 @@ impl super::Tracked {
     fn remember(&mut self, now: &SourceTable, d: &DiscoveredTable, flavor: crate::mysql::Flavor) {
         let of = |spec: &ColumnSpec| {
             let c = now.columns.iter().find(|c| c.name == spec.name)?;
-            Some((spec.name.clone(), older_rows(c, &spec.lake_type, flavor)))
+            Some((spec.name.clone(), older_rows(c, spec, flavor)))
         };
         self.defaults = d.columns.iter().filter_map(of).collect();
+        self.no_primary_key = now.primary_key.is_empty();
+        self.virtual_columns = now.virtual_columns(flavor);
     }
 }
 
@@ -415,9 +431,8 @@ impl Names {
                 (None, Some((default, untouched))) => {
                     let c = source(&spec.name);
                     let known = c.filter(|c| *untouched && (certain || written(c, default)));
-                    spec.older_rows = known.map_or(OlderRows::Unknown, |c| {
-                        older_rows(c, &spec.lake_type, flavor)
-                    });
+                    spec.older_rows =
+                        known.map_or(OlderRows::Unknown, |c| older_rows(c, &spec, flavor));
                 }
                 (None, None) => {
                     if let Some(gone) = &vanished {

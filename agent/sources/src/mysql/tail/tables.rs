@@ -8,6 +8,7 @@ use crate::mysql::decode::rows::{
 use crate::mysql::decode::table_map::{self, Collations, TableMap};
 use crate::mysql::decode::values::Coerced;
 use crate::mysql::decode::{DecodeError, Input};
+use caudal_model::schema::OlderRows;
 use caudal_model::{
     ChangeBuffer, Error, Op, Result, Slot, TableName, TableSchema, TransactionMeta,
 };
@@ -23,6 +24,12 @@ pub(super) struct RowsInProgress {
     pub(super) at: usize,
     pub(super) before: Present,
     pub(super) after: Present,
+    /// Json may stand as steps in the image after.
+    pub(super) partial: bool,
+    /// The lake may not hold the row that a key change removes.
+    pub(super) copying: bool,
+    /// What cells of an insert hold that its image does not have.
+    pub(super) defaults: Arc<[OlderRows]>,
 }
 
 /// Where the rows of an event begin, and the rows themselves if they were compressed.
@@ -32,6 +39,12 @@ pub(super) struct RowsStart {
     pub(super) at: usize,
     pub(super) before: Present,
     pub(super) after: Present,
+    /// Json may stand as steps in the image after.
+    pub(super) partial: bool,
+    /// The lake may not hold the row that a key change removes.
+    pub(super) copying: bool,
+    /// What cells of an insert hold that its image does not have.
+    pub(super) defaults: Arc<[OlderRows]>,
     pub(super) unpacked: Option<Vec<u8>>,
 }
 
@@ -96,7 +109,9 @@ impl MysqlTail {
     ) -> Result<TablePlan, Misfit> {
         let own = self.server.options.tables.get(table);
         let excluded = own.map_or(&[][..], |o| &o.exclude_columns);
-        let own_key = own.is_some_and(|o| o.key.is_some());
+        let tracked = self.tracked.get(table);
+        let promoted = schema.key.is_empty() && tracked.is_some_and(|t| t.no_primary_key);
+        let own_key = promoted || own.is_some_and(|o| o.key.is_some());
         let options = PlanOptions {
             excluded,
             own_key,
@@ -140,11 +155,16 @@ impl MysqlTail {
         let Some(transaction) = &mut self.transaction else {
             return Err(DecodeError::Malformed("rows outside a transaction").into());
         };
-        let mark = self.tracked.get(table).and_then(|t| t.mark.as_ref());
+        let tracked = self.tracked.get(table);
+        let copying = tracked.is_some_and(|t| t.copying);
+        let mark = tracked.and_then(|t| t.mark.as_ref());
         if mark.is_some_and(|m| transaction.identity.covered_by(m)) {
             return Ok(Step::Next);
         }
-        if let Some(why) = unusable(&plan, &h, op) {
+        let own = self.server.options.tables.get(table);
+        let whole = own.is_some_and(|o| o.filter_needs_whole_rows(&plan.0.key));
+        let computed = tracked.map_or(&[][..], |t| &t.virtual_columns);
+        if let Some(why) = unusable(&plan, &h, op, whole, computed) {
             let error = Error::data(table, why).hint(format!(
                 "SET GLOBAL binlog_row_image = FULL, reconnect its sessions, then run \
                  `caudal resnapshot {table}`"
@@ -156,6 +176,10 @@ impl MysqlTail {
         if !transaction.touched.contains(table) {
             transaction.touched.push(table.clone());
         }
+        let defaults = match (op, &h.before) {
+            (Op::Insert, Some(_)) => self.defaults(&plan.0),
+            _ => Arc::default(),
+        };
         let unpacked = if compressed {
             let mut rows = Vec::new();
             events::inflate(body.get(h.start..).unwrap_or_default(), &mut rows)?;
@@ -167,23 +191,24 @@ impl MysqlTail {
             plan,
             op,
             at: HEADER + h.start,
+            partial: event_type == kind::PARTIAL_UPDATE_ROWS,
+            defaults,
+            copying,
             before: h.before,
             after: h.after,
             unpacked,
         }))
     }
 
-    pub(super) fn partial_rows(&mut self, body: &[u8]) -> Result<Step> {
-        let id = Input(body).uint(6)?;
-        if let Some(Planned::Ready(plan)) = self.plans.get(&id) {
-            let table = plan.0.table.clone();
-            let error =
-                Error::data(&table, "partial updates of json are not supported yet").hint(format!(
-                    "SET GLOBAL binlog_row_value_options = '', then run `caudal resnapshot {table}`"
-                ));
-            self.fail(&table, error);
-        }
-        Ok(Step::Next)
+    /// The defaults of a schema's columns.
+    fn defaults(&mut self, schema: &TableSchema) -> Arc<[OlderRows]> {
+        let Some(tracked) = self.tracked.get_mut(&schema.table) else {
+            return Arc::default();
+        };
+        tracked.used_default = true;
+        let of = |c: &caudal_model::Column| tracked.defaults.get(&c.name).cloned();
+        let all = schema.columns.iter().map(of);
+        all.map(|d| d.unwrap_or(OlderRows::Unknown)).collect()
     }
 
     /// Appends rows until the event ends or the buffer is full; returns whether it is full.
@@ -204,7 +229,7 @@ impl MysqlTail {
         let mut coerced = Coerced::default();
         let event = bytes_of(&rows.data, self.block.as_ref());
         let slot = into.slot(&rows.plan.0);
-        let (schema, plan) = &*rows.plan;
+        let schema = &rows.plan.0;
         let (before, after) = &mut self.images;
         let mut outcome = Ok(false);
         while rows.at < event.len() {
@@ -212,18 +237,7 @@ impl MysqlTail {
                 outcome = Ok(true);
                 break;
             }
-            let step = append_change(
-                plan,
-                schema.has_key(),
-                rows.op,
-                event,
-                rows.at,
-                (&rows.before, &rows.after),
-                (before, after),
-                into,
-                slot,
-                &mut coerced,
-            );
+            let step = append_change(&rows, event, (before, after), into, slot, &mut coerced);
             match step {
                 Ok(end) if end > rows.at => rows.at = end,
                 Ok(_) => {
@@ -285,66 +299,99 @@ pub(in crate::mysql) fn value_error(
 }
 
 /// Why the rows of an event cannot be told by the columns that they have.
-fn unusable(plan: &(Arc<TableSchema>, TablePlan), h: &RowsHeader, op: Op) -> Option<&'static str> {
+fn unusable(
+    plan: &(Arc<TableSchema>, TablePlan),
+    h: &RowsHeader,
+    op: Op,
+    whole: bool,
+    computed: &[String],
+) -> Option<&'static str> {
     let (schema, plan) = plan;
     if h.columns != plan.width() {
         return Some("its rows in the log have another number of columns than it says");
     }
-    if !schema.has_key() && (h.before.is_some() || h.after.is_some()) {
+    // The image after an update is filled from that before it; what an insert leaves out is
+    // the column's default.
+    if !schema.has_key() && op != Op::Insert && h.before.is_some() {
         return Some("it has no key, and the log holds only part of its rows");
     }
     let key = |present: &Present| match present {
         None => true,
         Some(bits) => plan.key().iter().all(|k| bits.get(*k) == Some(&true)),
     };
-    if !key(&h.before) {
+    if !key(&h.before) && op != Op::Insert {
         return Some("the log holds its rows without their key");
     }
-    if op == Op::Insert && h.before.is_some() {
-        return Some("the log leaves columns of new rows out");
+    if whole && (h.before.is_some() || h.after.is_some()) {
+        return Some("its filter looks at columns that the log leaves out");
+    }
+    let image = if op == Op::Insert {
+        &h.before
+    } else {
+        &h.after
+    };
+    if let (Some(bits), false) = (image, op == Op::Delete) {
+        let left_out = |(at, has): (usize, &bool)| {
+            let column = plan.column(at).and_then(|i| schema.columns.get(i));
+            !has && column.is_some_and(|c| computed.contains(&c.name))
+        };
+        if bits.iter().enumerate().any(left_out) {
+            return Some("the log leaves out a virtual column, changed or not");
+        }
     }
     None
 }
 
 /// Appends one change, of one image or two, and returns where the next begins.
-#[allow(clippy::too_many_arguments)]
 fn append_change(
-    plan: &TablePlan,
-    keyed: bool,
-    op: Op,
+    rows: &RowsInProgress,
     event: &[u8],
-    at: usize,
-    present: (&Present, &Present),
     (before, after): (&mut Image, &mut Image),
     into: &mut ChangeBuffer,
     slot: Slot,
     coerced: &mut Coerced,
 ) -> Result<usize, CellError> {
-    let end = rows::image(plan, event, at, present.0, before)?;
-    let mut put = |op: Op, image: &Image| {
-        let missing = match op {
-            Op::Delete => Missing::Null,
-            _ => Missing::Unchanged,
-        };
+    let (schema, plan) = &*rows.plan;
+    let end = rows::image(plan, event, rows.at, &rows.before, before)?;
+    let mut put = |op: Op, image: &Image, before: Option<&Image>, missing: Missing<'_>| {
         let mut row = into.row(slot, op);
-        rows::append(plan, event, image, missing, &mut row, coerced)?;
+        rows::append(plan, event, image, before, missing, &mut row, coerced)?;
         row.finish();
         Ok::<_, CellError>(())
     };
-    if op != Op::Update {
-        put(op, before)?;
-        return Ok(end);
+    match rows.op {
+        Op::Insert => {
+            put(Op::Insert, before, None, Missing::Defaults(&rows.defaults))?;
+            return Ok(end);
+        }
+        Op::Delete => {
+            put(Op::Delete, before, None, Missing::Null)?;
+            return Ok(end);
+        }
+        _ => {}
     }
-    let end = rows::image(plan, event, end, present.1, after)?;
+    let end = if rows.partial {
+        rows::partial_image(plan, event, end, &rows.after, after)?
+    } else {
+        rows::image(plan, event, end, &rows.after, after)?
+    };
     // What did not change is left out after it, and may stand before it.
-    if present.1.is_some() {
+    if rows.after.is_some() {
         after.fill(before);
     }
-    if keyed && rows::same_key(plan, event, before, after) {
-        put(Op::Update, after)?;
+    if schema.has_key() && rows::same_key(plan, event, before, after) {
+        put(Op::Update, after, Some(before), Missing::Unchanged)?;
     } else {
-        put(Op::Delete, before)?;
-        put(Op::Insert, after)?;
+        if rows.copying && schema.has_key() && after.has_gaps() {
+            return Err(UNFILLED.into());
+        }
+        put(Op::Delete, before, None, Missing::Null)?;
+        put(Op::Insert, after, Some(before), Missing::Unchanged)?;
     }
     Ok(end)
 }
+
+/// A row got another key while its table was copied, and cells that did not change were not
+/// sent: neither the copy nor the log may ever hold them.
+const UNFILLED: DecodeError =
+    DecodeError::Value("a row got another key during the copy, and the log holds only part of it");
