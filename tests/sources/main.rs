@@ -12,9 +12,12 @@ mod database;
 mod rows;
 
 mod mysql_changes;
+mod mysql_images;
 mod mysql_logins;
 mod mysql_prepared;
+mod mysql_schema;
 mod mysql_tables;
+mod mysql_types;
 mod mysql_values;
 mod postgres_changes;
 mod postgres_positions;

@@ -41,6 +41,18 @@ impl Selection {
         };
         hit(&self.include) && !hit(&self.exclude)
     }
+
+    /// Whether `include` means this table by a name of its own: by a pattern that begins as
+    /// the name does, and not with a wildcard.
+    pub fn names(&self, table: &TableName) -> bool {
+        let own = |n: &WildMatch| {
+            let pattern = n.to_string();
+            pattern.chars().next() == table.name.chars().next() && n.matches(&table.name)
+        };
+        self.include
+            .iter()
+            .any(|(s, n)| s.matches(&table.schema) && own(n))
+    }
 }
 
 #[cfg(test)]
@@ -55,5 +67,7 @@ mod tests {
         assert!(s.matches(&TableName::new("x", "y")));
         assert!(!s.matches(&TableName::new("x", "z")));
         assert!(Selection::new(&["orders"], &[]).is_err());
+        assert!(s.names(&TableName::new("x", "y")));
+        assert!(!s.names(&TableName::new("public", "orders")));
     }
 }

@@ -12,7 +12,8 @@ use crate::mysql::decode::fuzz::{any_event, any_rows};
 use crate::mysql::decode::values::Coerced;
 use crate::mysql::decode::{Input, json, rows};
 use crate::mysql::gtid::{GtidList, GtidSet, Place};
-use crate::mysql::{ddl, flavor, schema as mysql_schema, tail};
+use crate::mysql::types::{Declared, column_type as mysql_type, retains};
+use crate::mysql::{ddl, flavor, tail};
 use crate::postgres::Lsn;
 use crate::postgres::catalog::{ColumnType, TypeKey};
 use crate::postgres::decode::pgoutput::{self, Envelope, Message, Reader};
@@ -401,7 +402,7 @@ pub fn mysql_fetched(data: &[u8]) {
     let Some((words, protocol)) = FETCHED.get(usize::from(*choice) % FETCHED.len()) else {
         return;
     };
-    let Ok((value, lake_type)) = mysql_schema::column_type(words, None, Flavor::MySql) else {
+    let Ok((value, lake_type)) = mysql_type(&Declared::parse(words), Flavor::MySql, None) else {
         return;
     };
     let mut column = ColumnBuilder::new(&lake_type);
@@ -427,10 +428,21 @@ pub fn mysql_fetched(data: &[u8]) {
 /// A statement of the log, a column's type in the server's words, and its version.
 pub fn mysql_statement(data: &[u8]) {
     let sql = String::from_utf8_lossy(data);
-    ddl::parse(&sql, "db");
+    for (ansi_quotes, no_backslash_escapes) in [(false, false), (true, true)] {
+        let context = ddl::Context {
+            database: "db",
+            quoting: ddl::Quoting {
+                ansi_quotes,
+                no_backslash_escapes,
+            },
+            lower_case: ansi_quotes,
+        };
+        ddl::parse(&sql, context);
+    }
     flavor::parse_version(&sql);
     for flavor in [Flavor::MySql, Flavor::MariaDb] {
-        let _ = mysql_schema::column_type(&sql, Some("latin1"), flavor);
+        let _ = mysql_type(&Declared::parse(&sql), flavor, Some(&LakeType::Utf8));
+        let _ = retains(&sql, &sql.to_lowercase(), true);
     }
 }
 

@@ -3,11 +3,11 @@
 use super::connect::{Server, has_gtids};
 use super::control::{Ask, Control};
 use super::flavor::{Flavor, Version};
-use super::schema::{describe, read_tables};
+use super::schema::{describe, selected_tables};
 use super::wire::WireError;
 use crate::TlsMode;
 use caudal_model::{Finding, Result, Severity};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 const DAY: u64 = 86_400;
 
@@ -18,7 +18,7 @@ pub async fn check(server: &Server) -> Result<Vec<Finding>> {
     out.push(version(&c));
     out.push(tls(&c, server));
     let options = &server.options;
-    let tables = read_tables(&mut c, None, |t| options.selection.matches(t)).await?;
+    let tables = selected_tables(&mut c, options).await?;
     if tables.is_empty() {
         out.push(
             Finding::new(
@@ -29,10 +29,32 @@ pub async fn check(server: &Server) -> Result<Vec<Finding>> {
             .mend("[tables]\ninclude = [\"<database>.*\"]"),
         );
     }
+    let partial_rows = out
+        .iter()
+        .any(|f| f.check == "binlog_row_image" && f.severity == Severity::Info);
     let mut keyless = false;
     let mut dated = Vec::new();
     for t in &tables {
         let described = describe(t, options, server.flavor);
+        let own = options.tables.get(&t.table);
+        let filtered = own.is_some_and(|o| o.filter_needs_whole_rows(&described.key));
+        let keys: HashSet<&String> = described.key.iter().collect();
+        let own_key = keys != t.primary_key.iter().collect();
+        let computed = !t.virtual_columns(server.flavor).is_empty();
+        if partial_rows && (filtered || own_key || computed) {
+            let reason = if filtered {
+                "the filter looks at columns that the log leaves out"
+            } else if computed {
+                "the log leaves out virtual columns, changed or not"
+            } else {
+                "the log names changed rows by the primary key alone"
+            };
+            out.push(
+                Finding::new(Severity::Error, "binlog_row_image", reason)
+                    .subject(&t.table)
+                    .mend("SET GLOBAL binlog_row_image = FULL;"),
+            );
+        }
         out.extend(described.problems);
         if described.key.is_empty() {
             keyless = true;
@@ -127,11 +149,6 @@ pub async fn settings(c: &mut Control, server: &Server) -> Result<Vec<Finding>> 
             "changes are logged as statements, which cannot be decoded",
         ),
         (
-            "binlog_row_image",
-            "FULL",
-            "rows would arrive without some of their columns",
-        ),
-        (
             "binlog_row_metadata",
             "FULL",
             "the log does not name columns, nor say signs and labels",
@@ -147,18 +164,7 @@ pub async fn settings(c: &mut Control, server: &Server) -> Result<Vec<Finding>> 
                 .mend(set(name, wanted))
         });
     }
-    if v.get("binlog_row_value_options")
-        .is_some_and(|o| o.contains("PARTIAL_JSON"))
-    {
-        out.push(
-            Finding::new(
-                Severity::Error,
-                "binlog_row_value_options",
-                "partial updates of json are not supported yet",
-            )
-            .mend(set("binlog_row_value_options", "''")),
-        );
-    }
+    out.extend(images(&v, &set));
     out.push(retention(&v, &set));
     if v.get("server_id").and_then(|id| id.parse().ok()) == Some(server.server_id()) {
         out.push(
@@ -207,6 +213,35 @@ pub async fn settings(c: &mut Control, server: &Server) -> Result<Vec<Finding>> 
         }
     }
     Ok(out)
+}
+
+/// What the log holds of a row.
+fn images(v: &HashMap<String, String>, set: &dyn Fn(&str, &str) -> String) -> Vec<Finding> {
+    let name = "binlog_row_image";
+    let image = v.get(name).map_or("FULL", String::as_str);
+    let full = image.eq_ignore_ascii_case("FULL");
+    let mut out = vec![if full {
+        Finding::new(Severity::Ok, name, "binlog_row_image is FULL")
+    } else {
+        let reason = format!(
+            "binlog_row_image is {image}: columns that an update did not change are named in \
+             _unchanged, and a new row's other columns get the defaults of their time"
+        );
+        Finding::new(Severity::Info, name, reason)
+    }];
+    let options = v.get("binlog_row_value_options");
+    if options.is_some_and(|o| o.contains("PARTIAL_JSON")) {
+        let name = "binlog_row_value_options";
+        out.push(if full {
+            let reason = "partial updates of json are applied to the document before them";
+            Finding::new(Severity::Info, name, reason)
+        } else {
+            let reason = "partial updates of json need the document before them, which only \
+                          binlog_row_image FULL logs";
+            Finding::new(Severity::Error, name, reason).mend(set(name, "''"))
+        });
+    }
+    out
 }
 
 fn retention(v: &HashMap<String, String>, set: &dyn Fn(&str, &str) -> String) -> Finding {

@@ -20,15 +20,20 @@
 //! travel as the column's own bytes with its collation.
 
 use super::connect::Server;
-use super::decode::Input;
+use super::decode::charset::Charset;
 use super::decode::fetched::push_fetched;
+use super::decode::rows::CellError;
 use super::decode::values::{Coerced, Value};
+use super::decode::{DecodeError, Input};
 use super::flavor::Flavor;
 use super::gtid::{Coordinate, GtidList, Place};
-use super::schema::{SourceTable, column_type, describe, drifted, read_table};
+use super::schema::{SourceTable, describe, drifted, read_table};
+use super::tail::value_error;
+use super::types::{Declared, column_type};
 use super::wire::{ColumnDefinition, Connection, WireError, identifier, quote};
 use crate::{ChunkEvent, ChunkReader};
 use async_trait::async_trait;
+use caudal_model::filter::FilterDialect;
 use caudal_model::{
     ChangeBuffer, Chunk, ChunkBound, Error, Kind, Mark, Op, Position, Result, TableName,
     TableSchema,
@@ -89,11 +94,9 @@ impl Reader {
             return Err(drifted(&schema.table, &problem.reason));
         }
         let same = now.columns.len() == schema.columns.len()
-            && now
-                .columns
-                .iter()
-                .zip(&schema.columns)
-                .all(|(a, b)| a.name == b.name && a.lake_type == b.lake_type);
+            && now.columns.iter().zip(&schema.columns).all(|(a, b)| {
+                a.name == b.name && a.lake_type == b.lake_type && a.source_type == b.source_type
+            });
         if !same || now.key != schema.key {
             return Err(drifted(
                 &schema.table,
@@ -142,8 +145,48 @@ impl Reader {
         place
     }
 
-    fn select(&self, schema: &TableSchema, table: &SourceTable, chunk: &Chunk) -> Result<String> {
-        let columns: Vec<String> = schema.columns.iter().map(|c| identifier(&c.name)).collect();
+    /// What the columns' cells are, with the tables of their charsets.
+    async fn values(&mut self, schema: &TableSchema) -> Result<Vec<Value>> {
+        let server = self.server.clone();
+        let mut values = Vec::with_capacity(schema.columns.len());
+        for c in &schema.columns {
+            let declared = Declared::parse(&c.source_type);
+            let (value, _) = column_type(&declared, server.flavor, Some(&c.lake_type))
+                .map_err(|e| drifted(&schema.table, &e))?;
+            let value = match server.charsets.resolve(value.clone()) {
+                Ok(value) => value,
+                Err(name) => {
+                    server.load_charset(&name).await?;
+                    server.charsets.resolve(value).unwrap_or(Value::Binary)
+                }
+            };
+            values.push(value);
+        }
+        Ok(values)
+    }
+
+    /// Opens a transaction that holds the table's definition until it ends.
+    async fn hold(&mut self, table: &TableName) -> Result<()> {
+        let c = self.connection().await?;
+        c.query("START TRANSACTION").await?;
+        let sql = format!("SELECT 1 FROM {} LIMIT 0", qualified(table));
+        c.query(&sql).await.map_err(|e| changed(table, e))?;
+        Ok(())
+    }
+
+    fn select(
+        &self,
+        schema: &TableSchema,
+        values: &[Value],
+        table: &SourceTable,
+        chunk: &Chunk,
+    ) -> Result<String> {
+        let column = |(c, value): (&caudal_model::Column, &Value)| match value {
+            // As it is stored: the server would show a `?` for bytes without a meaning.
+            Value::Text(Charset::Table(_)) => format!("CAST({} AS BINARY)", identifier(&c.name)),
+            _ => identifier(&c.name),
+        };
+        let columns: Vec<String> = schema.columns.iter().zip(values).map(column).collect();
         let mut sql = format!(
             "SELECT {} FROM {}{}",
             columns.join(", "),
@@ -158,11 +201,46 @@ impl Reader {
                 .as_ref()
                 .map(|b| range(&keys, b, Side::Through)),
         ];
-        let bounds: Vec<String> = bounds.into_iter().flatten().collect::<Result<_>>()?;
+        let mut bounds: Vec<String> = bounds.into_iter().flatten().collect::<Result<_>>()?;
+        let own = self.server.options.tables.get(&schema.table);
+        if let Some(filter) = own.and_then(|o| o.filter.as_ref()) {
+            let sql = filter.sql(schema, &Dialect);
+            bounds.push(sql.map_err(|e| drifted(&schema.table, &e))?);
+        }
         if !bounds.is_empty() {
             sql.push_str(&format!(" WHERE {}", bounds.join(" AND ")));
         }
         Ok(sql)
+    }
+}
+
+/// A server's refusal of a table or column that its schema has.
+fn changed(table: &TableName, e: WireError) -> Error {
+    match e {
+        WireError::Server {
+            code: 1049 | 1054 | 1146 | 1412 | 1615,
+            message,
+        } => drifted(table, &format!("the source answered: {message}")),
+        e => Error::from(e).in_table(table),
+    }
+}
+
+/// A filter in the words of both servers.
+struct Dialect;
+
+impl FilterDialect for Dialect {
+    fn identifier(&self, name: &str) -> String {
+        identifier(name)
+    }
+    fn text(&self, value: &str) -> String {
+        quote(value)
+    }
+    fn exact_text(&self, column: &caudal_model::Column) -> String {
+        let name = identifier(&column.name);
+        format!("CAST(CONVERT({name} USING utf8mb4) AS BINARY)")
+    }
+    fn exact_literal(&self, value: &str) -> String {
+        format!("CAST({} AS BINARY)", quote(value))
     }
 }
 
@@ -216,8 +294,9 @@ fn key_columns(table: &SourceTable, schema: &TableSchema) -> Result<Vec<KeyColum
         let c = table.columns.iter().find(|c| &c.name == name);
         let c = c.ok_or_else(|| drifted(&schema.table, "a key column is gone"))?;
         // The flavor matters only for whether a type exists at all.
-        let (value, _) = column_type(&c.column_type, None, Flavor::MySql)
-            .or_else(|_| column_type(&c.column_type, None, Flavor::MariaDb))
+        let declared = Declared::parse(&c.column_type);
+        let (value, _) = column_type(&declared, Flavor::MySql, None)
+            .or_else(|_| column_type(&declared, Flavor::MariaDb, None))
             .map_err(|e| drifted(&schema.table, &e))?;
         let name = identifier(&c.name);
         let (selected, literal) = match value {
@@ -432,6 +511,9 @@ impl ChunkReader for Reader {
 
     async fn start(&mut self, schema: &Arc<TableSchema>, chunk: &Chunk) -> Result<()> {
         let exact = self.exact.clone();
+        if exact.is_none() {
+            self.hold(&schema.table).await?;
+        }
         let table = self.checked(schema).await?;
         if !schema.has_key() && (exact.as_ref() != Some(&schema.table) || self.exact.is_none()) {
             return Err(Error::retryable(
@@ -439,15 +521,10 @@ impl ChunkReader for Reader {
                 "the exact read of the table was lost",
             ));
         }
-        let sql = self.select(schema, &table, chunk)?;
-        let flavor = self.server.flavor;
-        let values = schema.columns.iter().map(|c| {
-            column_type(&c.source_type, None, flavor)
-                .map(|(v, _)| v)
-                .map_err(|e| drifted(&schema.table, &e))
-        });
-        let values = values.collect::<Result<Vec<_>>>()?;
-        let definitions = self.connection().await?.select(&sql).await?;
+        let values = self.values(schema).await?;
+        let sql = self.select(schema, &values, &table, chunk)?;
+        let definitions = self.connection().await?.select(&sql).await;
+        let definitions = definitions.map_err(|e| changed(&schema.table, e))?;
         if definitions.len() != values.len() {
             return Err(Error::bug(
                 "a chunk's columns are not those that were asked for",
@@ -475,8 +552,9 @@ impl ChunkReader for Reader {
             let Some(row) = connection.row().await? else {
                 break ChunkEvent::Done;
             };
-            append_row(reading, row, into, slot, &mut coerced)
-                .map_err(|e| Error::from(e).in_table(&reading.schema.table))?;
+            let limit = self.server.options.value_bytes;
+            append_row(reading, row, limit, into, slot, &mut coerced)
+                .map_err(|e| row_error(reading, e))?;
             rows_since_yield += 1;
             if rows_since_yield == 4096 {
                 rows_since_yield = 0;
@@ -486,21 +564,33 @@ impl ChunkReader for Reader {
         self.server.coerced.add(coerced);
         if matches!(event, ChunkEvent::Done) {
             self.reading = None;
-            if self.exact.take().is_some() {
-                connection.query("ROLLBACK").await?;
-            }
+            self.exact = None;
+            connection.query("ROLLBACK").await?;
         }
         Ok(event)
+    }
+}
+
+fn row_error(reading: &Reading, e: CellError) -> Error {
+    let schema = &reading.schema;
+    match e.error {
+        DecodeError::Malformed(_) => Error::from(e.error).in_table(&schema.table),
+        error => {
+            let column = e.column.and_then(|i| schema.columns.get(i));
+            let column = column.map(|c| c.name.as_str());
+            value_error(error, column, &schema.table, "the copy").in_table(&schema.table)
+        }
     }
 }
 
 fn append_row(
     reading: &Reading,
     row: &[u8],
+    limit: usize,
     into: &mut ChangeBuffer,
     slot: caudal_model::Slot,
     coerced: &mut Coerced,
-) -> super::decode::Decoded<()> {
+) -> Result<(), CellError> {
     let mut input = Input(row);
     let nulls = input.take((reading.values.len() + 9) / 8)?;
     let mut writer = into.row(slot, Op::Snapshot);
@@ -512,19 +602,29 @@ fn append_row(
             writer.column(i).push_null();
             continue;
         }
+        let fail = |error| CellError {
+            column: Some(i),
+            error,
+        };
+        if lies_behind_its_length(d.column_type) {
+            let len = Input(input.0).lenenc()?;
+            if len > limit as u64 {
+                return Err(fail(DecodeError::TooLarge(len)));
+            }
+        }
         let unsigned = d.flags & 0x20 != 0;
-        let counted = push_fetched(
-            value,
-            d.column_type,
-            unsigned,
-            &mut input,
-            writer.column(i),
-            coerced,
-        )?;
+        let column = writer.column(i);
+        let counted = push_fetched(value, d.column_type, unsigned, &mut input, column, coerced)
+            .map_err(fail)?;
         writer.count(counted);
     }
     writer.finish();
     Ok(())
+}
+
+/// Whether a cell of this type of the protocol is bytes after their length.
+fn lies_behind_its_length(column_type: u8) -> bool {
+    !matches!(column_type, 1..=5 | 7..=13)
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! Connections as the stream needs them, and the questions that more than one part asks.
 
+use super::charsets::Charsets;
 use super::control::{Ask, Control};
 use super::decode::values::Coerced;
 use super::flavor::Flavor;
@@ -35,6 +36,7 @@ pub struct Server {
     pub(super) options: SourceOptions,
     pub(super) flavor: Flavor,
     pub(super) coerced: Coercions,
+    pub(super) charsets: Charsets,
     /// Where the tail stands in the server's files.
     pub(super) reached: Mutex<Option<Coordinate>>,
 }
@@ -67,6 +69,11 @@ impl Server {
             .hint(format!("set source.kind = \"{found}\"")));
         }
         session(c).await
+    }
+
+    /// Reads a charset's table.
+    pub(super) async fn load_charset(&self, name: &str) -> Result<()> {
+        self.charsets.load(&mut self.control().await?, name).await
     }
 
     /// The replica's id: the configured one, or one made of the stream's name.

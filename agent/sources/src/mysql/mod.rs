@@ -13,6 +13,7 @@ use async_trait::async_trait;
 use caudal_model::{Error, Finding, Kind, Position, Result, Severity, TableName};
 use std::sync::Arc;
 
+mod charsets;
 mod check;
 pub mod chunk;
 mod connect;
@@ -22,8 +23,11 @@ pub mod decode;
 mod dump;
 pub mod flavor;
 pub mod gtid;
+mod login;
+mod older;
 pub mod schema;
 pub(crate) mod tail;
+pub mod types;
 pub mod wire;
 
 pub use connect::Coercions;
@@ -49,6 +53,7 @@ impl MysqlSource {
                 options,
                 flavor,
                 coerced: Coercions::default(),
+                charsets: charsets::Charsets::default(),
                 reached: std::sync::Mutex::new(None),
             }),
         })
@@ -77,7 +82,7 @@ impl Source for MysqlSource {
     async fn discover(&self) -> Result<Vec<DiscoveredTable>> {
         let mut c = self.server.control().await?;
         let options = &self.server.options;
-        let tables = schema::read_tables(&mut c, None, |t| options.selection.matches(t)).await?;
+        let tables = schema::selected_tables(&mut c, options).await?;
         Ok(tables
             .iter()
             .map(|t| schema::describe(t, options, self.server.flavor))

@@ -1,18 +1,16 @@
 //! What `information_schema` says of the tables, and what their types are in the lake.
 //!
 //! A column's type text (`int unsigned`, `enum('a','b')`) decides its lake type and how
-//! its cells are read from a snapshot. The log's own description of a column decides how
-//! they are read from the log; [`super::decode::rows`] compares the two.
+//! its cells are read; [`super::decode::table_map`] compares it with the log's own description.
 
 use super::control::Ask;
-use super::decode::charset::Charset;
-use super::decode::values::Value;
 use super::flavor::Flavor;
+use super::types::{Declared, column_type, source_type};
 use super::wire::{TextRow, quote};
 use crate::{DiscoveredTable, SourceOptions, TableOptions};
 use caudal_model::schema::ColumnSpec;
-use caudal_model::{Error, Finding, LakeType, Result, Severity, TableName};
-use std::collections::{BTreeMap, HashMap};
+use caudal_model::{Error, Finding, Result, Severity, TableName, TableSchema};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 /// A column as `information_schema` describes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,6 +25,19 @@ pub struct SourceColumn {
     pub collation: Option<String>,
     /// Whether it can hold NULL.
     pub nullable: bool,
+    /// `COLUMN_DEFAULT`: MySQL gives the value, MariaDB the literal.
+    pub default: Option<String>,
+    /// `EXTRA`: generated, `auto_increment`, `DEFAULT_GENERATED`.
+    pub extra: String,
+}
+
+impl SourceColumn {
+    /// Whether its values are computed.
+    pub fn generated(&self) -> bool {
+        let extra = self.extra.to_ascii_uppercase();
+        extra.contains("GENERATED") && !extra.contains("DEFAULT_GENERATED")
+            || extra.contains("PERSISTENT")
+    }
 }
 
 /// A table as `information_schema` describes it.
@@ -46,6 +57,18 @@ pub struct SourceTable {
     pub columns: Vec<SourceColumn>,
     /// The primary key's columns in its order.
     pub primary_key: Vec<String>,
+}
+
+impl SourceTable {
+    /// Columns that MariaDB computes when they are read. Its log has them in whole images
+    /// only; MySQL's has them wherever they changed.
+    pub fn virtual_columns(&self, flavor: Flavor) -> Vec<String> {
+        let computed = |c: &&SourceColumn| {
+            flavor == Flavor::MariaDb && c.extra.to_ascii_uppercase().contains("VIRTUAL")
+        };
+        let names = self.columns.iter().filter(computed);
+        names.map(|c| c.name.clone()).collect()
+    }
 }
 
 const SYSTEM: &str = "('mysql','information_schema','performance_schema','sys')";
@@ -89,7 +112,8 @@ pub async fn read_tables(
     }
     let sql = format!(
         "SELECT TABLE_SCHEMA, TABLE_NAME, COLUMN_NAME, COLUMN_TYPE, CHARACTER_SET_NAME, \
-         COLLATION_NAME, IS_NULLABLE FROM information_schema.COLUMNS WHERE {} \
+         COLLATION_NAME, IS_NULLABLE, COLUMN_DEFAULT, EXTRA \
+         FROM information_schema.COLUMNS WHERE {} \
          ORDER BY TABLE_SCHEMA, TABLE_NAME, ORDINAL_POSITION",
         filter("")
     );
@@ -101,6 +125,8 @@ pub async fn read_tables(
                 charset: r.get(4),
                 collation: r.get(5),
                 nullable: r.text(6) == "YES",
+                default: r.get(7),
+                extra: r.text(8),
             });
         }
     }
@@ -117,6 +143,19 @@ pub async fn read_tables(
     Ok(tables.into_values().collect())
 }
 
+/// The tables that the options select, without the helpers of online migrations.
+pub async fn selected_tables(
+    connection: &mut dyn Ask,
+    options: &SourceOptions,
+) -> Result<Vec<SourceTable>> {
+    let selection = &options.selection;
+    let mut tables = read_tables(connection, None, |t| selection.matches(t)).await?;
+    let names: HashSet<TableName> = tables.iter().map(|t| t.table.clone()).collect();
+    tables
+        .retain(|t| selection.names(&t.table) || !is_helper(&t.table, |name| names.contains(name)));
+    Ok(tables)
+}
+
 /// A table as the agent sees it, with what keeps it from being carried.
 pub fn describe(t: &SourceTable, options: &SourceOptions, flavor: Flavor) -> DiscoveredTable {
     let none = TableOptions::default();
@@ -128,10 +167,11 @@ pub fn describe(t: &SourceTable, options: &SourceOptions, flavor: Flavor) -> Dis
         .iter()
         .filter(|c| !own.exclude_columns.contains(&c.name))
     {
-        match column_type(&c.column_type, c.charset.as_deref(), flavor) {
+        let full = source_type(&c.column_type, c.charset.as_deref());
+        match column_type(&Declared::parse(&full), flavor, own.lake_type(&c.name)) {
             Ok((_, lake_type)) => columns.push(ColumnSpec::new(
                 c.name.clone(),
-                c.column_type.clone(),
+                own.source_type(&c.name, &full),
                 lake_type,
             )),
             Err(reason) => problems.push(
@@ -161,14 +201,10 @@ pub fn describe(t: &SourceTable, options: &SourceOptions, flavor: Flavor) -> Dis
     let key = own.key.clone().unwrap_or_else(|| t.primary_key.clone());
     for k in &key {
         let found = t.columns.iter().find(|c| &c.name == k);
-        let carried = columns.iter().any(|c| &c.name == k);
+        // What is not there or left out is told with the other mistakes of the override.
         let reason = match found {
-            None => format!("key column {k} does not exist"),
-            Some(_) if !carried && own.exclude_columns.contains(k) => {
-                format!("key column {k} is excluded")
-            }
             Some(c) if c.nullable => format!("key column {k} can be NULL"),
-            Some(_) => continue,
+            _ => continue,
         };
         problems.push(
             Finding::new(Severity::Error, "key", reason)
@@ -176,12 +212,16 @@ pub fn describe(t: &SourceTable, options: &SourceOptions, flavor: Flavor) -> Dis
                 .mend("name a not-null unique key in `key` of [[tables.override]]"),
         );
     }
+    let names: Vec<String> = t.columns.iter().map(|c| c.name.clone()).collect();
+    problems.extend(crate::overrides::problems(&t.table, &names, &key, own));
+    let schema = TableSchema::first(t.table.clone(), 1, columns.clone(), key.clone());
+    problems.extend(crate::overrides::filter_problem(&schema, own));
     if t.table_type == "SYSTEM VERSIONED" {
         problems.push(
             Finding::new(
                 Severity::Error,
                 "system_versioned",
-                "system-versioned tables are not supported yet",
+                "system-versioned tables are not supported: their history is no part of the log",
             )
             .subject(&t.table)
             .mend(format!("[tables]\nexclude = [\"{}\"]", t.table)),
@@ -211,6 +251,28 @@ pub fn describe(t: &SourceTable, options: &SourceOptions, flavor: Flavor) -> Dis
     }
 }
 
+/// Whether a table is the helper of an online migration: gh-ost's `_t_gho`, `_t_ghc` and
+/// `_t_del`, pt-online-schema-change's `_t_new` and `_t_old`, of a table that is there too.
+/// They come and go, and hold no rows that their table does not have or get.
+pub fn is_helper(table: &TableName, there: impl Fn(&TableName) -> bool) -> bool {
+    let Some(inner) = table.name.strip_prefix('_') else {
+        return false;
+    };
+    let suffix = ["_gho", "_ghc", "_del", "_new", "_old"]
+        .iter()
+        .find_map(|s| inner.strip_suffix(s));
+    let Some(inner) = suffix else { return false };
+    let stamped = inner
+        .rsplit_once('_')
+        .filter(|(_, stamp)| stamp.len() == 14 && stamp.bytes().all(|b| b.is_ascii_digit()));
+    // pt-online-schema-change puts more underscores before the name if one is taken.
+    let names = [Some(inner), stamped.map(|(name, _)| name)];
+    names.into_iter().flatten().any(|name| {
+        let of = |name: &str| there(&TableName::new(table.schema.clone(), name));
+        of(name) || of(name.trim_start_matches('_'))
+    })
+}
+
 fn exclude(table: &TableName, column: &str) -> String {
     format!("[[tables.override]]\ntable = \"{table}\"\nexclude_columns = [\"{column}\"]")
 }
@@ -218,134 +280,6 @@ fn exclude(table: &TableName, column: &str) -> String {
 /// Whether the engine gives consistent reads.
 pub fn transactional(engine: &str) -> bool {
     matches!(engine.to_ascii_lowercase().as_str(), "innodb" | "rocksdb")
-}
-
-/// What a column's values are, and its lake type; otherwise why it cannot be carried.
-///
-/// `charset` decides whether the log's text can be decoded; a reader of snapshots, whose
-/// text the server converts, gives `None`.
-pub fn column_type(
-    text: &str,
-    charset: Option<&str>,
-    flavor: Flavor,
-) -> std::result::Result<(Value, LakeType), String> {
-    let unsupported = || format!("type {text} is not supported yet");
-    if text.contains("COMPRESSED*/") {
-        return Err(unsupported());
-    }
-    let (base, arguments, rest) = split_type(text);
-    let number = |i: usize| arguments.get(i).and_then(|a| a.trim().parse::<u16>().ok());
-    let unsigned = rest.contains("unsigned") || rest.contains("zerofill");
-    let digits = || number(0).unwrap_or(0).min(6) as u8;
-    let int = |bytes| {
-        let lake = match (bytes, unsigned) {
-            (1, false) => LakeType::Int8,
-            (1, true) | (2, false) => LakeType::Int16,
-            (2, true) | (3, _) | (4, false) => LakeType::Int32,
-            (4, true) | (_, false) => LakeType::Int64,
-            _ => LakeType::Decimal {
-                precision: 20,
-                scale: 0,
-            },
-        };
-        (Value::Int { bytes, unsigned }, lake)
-    };
-    Ok(match base.as_str() {
-        "tinyint" => int(1),
-        "smallint" => int(2),
-        "mediumint" => int(3),
-        "int" | "integer" => int(4),
-        "bigint" => int(8),
-        "decimal" | "numeric" => {
-            let precision = number(0).unwrap_or(10) as u8;
-            let scale = number(1).unwrap_or(0) as u8;
-            decimal_type(precision, scale)
-        }
-        "float" => (Value::Float, LakeType::Float32),
-        "double" | "real" => (Value::Double, LakeType::Float64),
-        "bit" => bit_type(number(0).unwrap_or(1)),
-        "char" | "varchar" | "tinytext" | "text" | "mediumtext" | "longtext" => {
-            let name = charset.unwrap_or("utf8mb4");
-            let charset = Charset::by_name(name)
-                .ok_or_else(|| format!("charset {name} of a text column is not supported yet"))?;
-            (Value::Text(charset), LakeType::Utf8)
-        }
-        "binary" => (Value::FixedBinary(number(0).unwrap_or(1)), LakeType::Binary),
-        "varbinary" | "tinyblob" | "blob" | "mediumblob" | "longblob" => {
-            (Value::Binary, LakeType::Binary)
-        }
-        "date" => (Value::Date, LakeType::Date32),
-        "datetime" => (Value::DateTime(digits()), LakeType::Timestamp),
-        "timestamp" => (Value::Timestamp(digits()), LakeType::TimestampUtc),
-        "time" => (Value::Time(digits()), LakeType::Utf8),
-        "year" => (Value::Year, LakeType::Int16),
-        "enum" => (Value::Enum(arguments.into()), LakeType::Utf8),
-        "set" => (Value::Set(arguments.into()), LakeType::Utf8),
-        "json" if flavor == Flavor::MySql => (Value::Json, LakeType::Utf8),
-        "uuid" if flavor == Flavor::MariaDb => (Value::Uuid, LakeType::Utf8),
-        "inet4" if flavor == Flavor::MariaDb => (Value::Inet4, LakeType::Utf8),
-        "inet6" if flavor == Flavor::MariaDb => (Value::Inet6, LakeType::Utf8),
-        _ => return Err(unsupported()),
-    })
-}
-
-/// A decimal's lake type.
-pub fn decimal_type(precision: u8, scale: u8) -> (Value, LakeType) {
-    let value = Value::Decimal { precision, scale };
-    if (1..=38).contains(&precision) && scale <= precision {
-        (value, LakeType::Decimal { precision, scale })
-    } else {
-        (value, LakeType::Utf8)
-    }
-}
-
-/// A bit column's lake type.
-pub fn bit_type(bits: u16) -> (Value, LakeType) {
-    (
-        Value::Bit(bits),
-        if bits == 1 {
-            LakeType::Boolean
-        } else {
-            LakeType::Binary
-        },
-    )
-}
-
-/// Splits `enum('a','b''c') xyz` into name, arguments (unquoted) and the rest.
-fn split_type(text: &str) -> (String, Vec<String>, String) {
-    let Some((base, rest)) = text.split_once('(') else {
-        let (base, rest) = text.split_once(' ').unwrap_or((text, ""));
-        return (
-            base.to_ascii_lowercase(),
-            Vec::new(),
-            rest.to_ascii_lowercase(),
-        );
-    };
-    let mut arguments = Vec::new();
-    let mut current = String::new();
-    let mut chars = rest.chars().peekable();
-    while let Some(c) = chars.next() {
-        match c {
-            '\'' => {
-                while let Some(c) = chars.next() {
-                    if c == '\'' && chars.next_if_eq(&'\'').is_none() {
-                        break;
-                    }
-                    current.push(c);
-                }
-            }
-            ',' => arguments.push(std::mem::take(&mut current)),
-            ')' => break,
-            c => current.push(c),
-        }
-    }
-    arguments.push(current);
-    let base = base.trim().to_ascii_lowercase();
-    (
-        base,
-        arguments,
-        chars.collect::<String>().to_ascii_lowercase(),
-    )
 }
 
 /// The charset of each collation id, for text in the log.
@@ -378,7 +312,7 @@ pub async fn read_table(
 
 /// The error of a table that is not as its schema says.
 pub fn drifted(table: &TableName, what: &str) -> Error {
-    Error::data(table, format!("the table changed: {what}")).hint(format!(
+    Error::drift(table, format!("the table changed: {what}")).hint(format!(
         "run `caudal resnapshot {table}` to copy it again as it is now"
     ))
 }
@@ -387,46 +321,23 @@ pub fn drifted(table: &TableName, what: &str) -> Error {
 mod tests {
     use super::*;
 
-    fn lake(text: &str) -> LakeType {
-        column_type(text, None, Flavor::MySql).expect(text).1
-    }
-
     #[test]
-    fn types() {
-        assert_eq!(lake("tinyint(1)"), LakeType::Int8);
-        assert_eq!(lake("tinyint(3) unsigned zerofill"), LakeType::Int16);
-        assert_eq!(lake("mediumint unsigned"), LakeType::Int32);
-        assert_eq!(lake("int unsigned"), LakeType::Int64);
-        assert_eq!(
-            lake("bigint unsigned"),
-            LakeType::Decimal {
-                precision: 20,
-                scale: 0
-            }
-        );
-        assert_eq!(
-            lake("decimal(12,2)"),
-            LakeType::Decimal {
-                precision: 12,
-                scale: 2
-            }
-        );
-        assert_eq!(lake("decimal(39,0)"), LakeType::Utf8);
-        assert_eq!(lake("bit(1)"), LakeType::Boolean);
-        assert_eq!(lake("bit(9)"), LakeType::Binary);
-        let (value, _) = column_type("enum('a','b,''c)')", Some("utf8mb4"), Flavor::MySql).unwrap();
-        assert_eq!(
-            value,
-            Value::Enum(["a".to_owned(), "b,'c)".to_owned()].into())
-        );
-        assert!(column_type("point", None, Flavor::MySql).is_err());
-        assert!(
-            column_type("varchar(3)", Some("gbk"), Flavor::MySql)
-                .unwrap_err()
-                .contains("gbk")
-        );
-        assert!(column_type("uuid", None, Flavor::MySql).is_err());
-        assert!(column_type("uuid", None, Flavor::MariaDb).is_ok());
-        assert!(column_type("text /*M!100301 COMPRESSED*/", None, Flavor::MariaDb).is_err());
+    fn helpers_of_online_migrations() {
+        let there = |t: &TableName| ["t", "a_b"].contains(&t.name.as_str());
+        for name in [
+            "_t_gho",
+            "_t_ghc",
+            "_t_del",
+            "_t_new",
+            "_t_old",
+            "__t_new",
+            "_t_20261121101112_del",
+            "_a_b_gho",
+        ] {
+            assert!(is_helper(&TableName::new("d", name), there), "{name}");
+        }
+        for name in ["t", "t_new", "_u_new", "_t", "_t_x", "_t_2026_del"] {
+            assert!(!is_helper(&TableName::new("d", name), there), "{name}");
+        }
     }
 }

@@ -15,13 +15,15 @@
 //! **Cancel safety.** State changes only between await points; the two awaits (for a block, and
 //! for a table's description) happen before the event they serve is taken.
 
-use super::connect::{Server, current_coordinate};
+use super::connect::{Server, current_coordinate, current_place};
+use super::control::Ask;
 use super::decode::events::{self, FLAG_IGNORABLE, FLAG_MARIA_SKIP, HEADER, Header, kind};
-use super::decode::rows::{Image, TableMap};
+use super::decode::rows::Image;
+use super::decode::table_map::TableMap;
 use super::decode::{DecodeError, Input};
 use super::dump::{Block, Dump};
 use super::gtid::{Coordinate, Place};
-use super::schema::charsets;
+use super::schema::{charsets, selected_tables};
 use crate::{Tail, TailEvent, TrackedTable};
 use async_trait::async_trait;
 use caudal_model::{ChangeBuffer, Error, Kind, Position, Result, TableName, TableSchema};
@@ -29,10 +31,14 @@ use std::collections::{HashMap, VecDeque};
 use std::io::Read;
 use std::sync::Arc;
 
+mod changes;
 mod statements;
 mod tables;
 mod transaction;
 
+use caudal_model::schema::OlderRows;
+use changes::{Answer, Pending};
+pub(super) use tables::value_error;
 use tables::{Planned, RowsInProgress, RowsStart};
 use transaction::{Identity, Prepared, Transaction};
 
@@ -40,6 +46,21 @@ struct Tracked {
     schema: Arc<TableSchema>,
     next_column_id: i32,
     mark: Option<Place>,
+    /// The definition was taken over before its time: what follows up to this place may
+    /// already be in it.
+    early: Option<Place>,
+    /// What an insert's image leaves out holds this.
+    defaults: HashMap<String, OlderRows>,
+    /// The log's end when the defaults were asked for.
+    assumed: Option<Place>,
+    /// Defaults stood for a row's cells.
+    used_default: bool,
+    /// It has no primary key: the log may call its first unique one so.
+    no_primary_key: bool,
+    /// Columns that MariaDB computes when they are read: a partial image leaves them out,
+    /// changed or not.
+    virtual_columns: Vec<String>,
+    copying: bool,
 }
 
 /// Where an event's bytes are.
@@ -56,7 +77,11 @@ enum Step {
     Rows(RowsStart),
     Emit(TailEvent),
     /// The table's description must be read first; the event is handled again.
-    Describe(Arc<TableMap>, String),
+    Describe(Arc<TableMap>),
+    /// The same for the tables that a statement changes.
+    Ask(Vec<TableName>),
+    /// The same for a charset.
+    Charset(Arc<str>),
 }
 
 /// The log of one source.
@@ -85,6 +110,12 @@ pub struct MysqlTail {
     /// Made of `maps` and `tracked`, and dropped when either changes.
     plans: HashMap<u64, Planned>,
     charsets: HashMap<u64, String>,
+    /// Definitions that have not been taken over.
+    pending: HashMap<TableName, Pending>,
+    /// What the server said of the tables of the statement that is being handled.
+    answer: Option<Answer>,
+    /// Names of tables are kept in lower case.
+    lower_case: bool,
     events: VecDeque<TailEvent>,
     holes: bool,
     /// Transactions since the last event that had no rows of interest.
@@ -106,6 +137,11 @@ impl MysqlTail {
         let place = Place::parse(server.flavor, from)?;
         let mut control = server.control().await?;
         let charsets = charsets(&mut control).await?;
+        let names = control
+            .value("SELECT @@GLOBAL.lower_case_table_names")
+            .await?;
+        let found = selected_tables(&mut control, &server.options).await?;
+        let until = current_place(&mut control).await?;
         drop(control);
         let dump = Dump::open(&server, &place).await?;
         let coordinate = match &place {
@@ -135,6 +171,9 @@ impl MysqlTail {
             maps: HashMap::new(),
             plans: HashMap::new(),
             charsets,
+            pending: HashMap::new(),
+            answer: None,
+            lower_case: names.as_deref() == Some("1"),
             events: VecDeque::new(),
             quiet: 0,
             held: false,
@@ -144,6 +183,7 @@ impl MysqlTail {
         for t in tables {
             tail.track_table(t)?;
         }
+        tail.compare(found, &until);
         Ok(tail)
     }
 
@@ -157,19 +197,47 @@ impl MysqlTail {
             schema: t.schema,
             next_column_id: t.next_column_id,
             mark,
+            early: None,
+            defaults: HashMap::new(),
+            assumed: None,
+            no_primary_key: false,
+            virtual_columns: Vec::new(),
+            used_default: false,
+            copying: t.copying,
         };
+        self.pending.remove(&table);
         self.tracked.insert(table, tracked);
         self.plans.clear();
         Ok(())
     }
 
-    fn fail(&mut self, table: &TableName, error: Error) {
+    fn leave_out(&mut self, table: &TableName) {
         self.tracked.remove(table);
+        self.pending.remove(table);
         self.plans.clear();
+    }
+
+    fn fail(&mut self, table: &TableName, error: Error) {
+        self.leave_out(table);
         let error = error.in_table(table);
         self.events.push_back(TailEvent::TableFailed {
             table: table.clone(),
             error,
+        });
+    }
+
+    fn recopy(&mut self, table: &TableName, reason: String) {
+        self.leave_out(table);
+        self.events.push_back(TailEvent::Recopy {
+            table: table.clone(),
+            reason,
+        });
+    }
+
+    fn ended(&mut self, table: &TableName) {
+        self.leave_out(table);
+        self.events.push_back(TailEvent::Ended {
+            table: table.clone(),
         });
     }
 
@@ -239,10 +307,15 @@ impl MysqlTail {
                     op: start.op,
                     data,
                     at,
+                    before: start.before,
+                    after: start.after,
+                    partial: start.partial,
+                    copying: start.copying,
+                    defaults: start.defaults,
                 });
                 Ok((Step::Next, None))
             }
-            step @ Step::Describe(..) => Ok((step, Some(data))),
+            step @ (Step::Describe(_) | Step::Ask(_) | Step::Charset(_)) => Ok((step, Some(data))),
             step => Ok((step, None)),
         }
     }
@@ -270,7 +343,6 @@ impl MysqlTail {
         }
         match header.event_type {
             kind::TABLE_MAP => self.table_map(body),
-            kind::PARTIAL_UPDATE_ROWS => self.partial_rows(body),
             kind::XID => self.commit(&header),
             kind::QUERY => self.query(&header, body, false, into),
             kind::MARIA_QUERY_COMPRESSED => self.query(&header, body, true, into),
@@ -442,6 +514,12 @@ impl Tail for MysqlTail {
                 }
                 continue;
             }
+            if self.transaction.is_none() && !self.pending.is_empty() {
+                self.settle(into.next_seq());
+                if !self.events.is_empty() {
+                    continue;
+                }
+            }
             match self.take_event()? {
                 Some(data) => {
                     let (step, data) = self.handle(data, into)?;
@@ -449,11 +527,20 @@ impl Tail for MysqlTail {
                         (Step::Next, _) => {}
                         (Step::Emit(event), _) if self.events.is_empty() => return Ok(event),
                         (Step::Emit(event), _) => self.events.push_back(event),
-                        (Step::Describe(map, why), Some(data)) => {
+                        (Step::Describe(map), Some(data)) => {
                             self.put_back(data);
-                            self.describe(&map, &why, into.next_seq()).await?;
+                            self.describe(&map, into.next_seq()).await?;
                         }
-                        (Step::Describe(..), None) | (Step::Rows(_), _) => {}
+                        (Step::Ask(tables), Some(data)) => {
+                            self.put_back(data);
+                            self.answer = Some(self.ask(&tables).await?);
+                        }
+                        (Step::Charset(name), Some(data)) => {
+                            self.put_back(data);
+                            self.server.clone().load_charset(&name).await?;
+                        }
+                        (Step::Describe(_) | Step::Ask(_) | Step::Charset(_), None)
+                        | (Step::Rows(_), _) => {}
                     }
                 }
                 None => {
@@ -482,13 +569,14 @@ impl Tail for MysqlTail {
         }
     }
 
-    fn live(&mut self, _table: &TableName) {
-        // Every change is decoded from its own images: nothing depends on older rows.
+    fn live(&mut self, table: &TableName) {
+        if let Some(tracked) = self.tracked.get_mut(table) {
+            tracked.copying = false;
+        }
     }
 
     fn untrack(&mut self, table: &TableName) {
-        self.tracked.remove(table);
-        self.plans.clear();
+        self.leave_out(table);
     }
 
     fn in_transaction(&self) -> bool {

@@ -99,7 +99,7 @@ pub fn decimal_text(bytes: &[u8], precision: u8, scale: u8, out: &mut Vec<u8>) -
 }
 
 /// The unscaled value of a decimal's text.
-pub(super) fn parse_decimal(text: &[u8], scale: u8) -> Decoded<i128> {
+pub(in crate::mysql) fn parse_decimal(text: &[u8], scale: u8) -> Decoded<i128> {
     let (negative, digits) = match text.split_first() {
         Some((b'-', rest)) => (true, rest),
         _ => (false, text),

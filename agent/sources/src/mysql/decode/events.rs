@@ -245,7 +245,18 @@ pub struct Query<'a> {
     pub database: &'a [u8],
     /// The statement, in the session's character set.
     pub sql: std::borrow::Cow<'a, [u8]>,
+    /// The session's `sql_mode`, 0 if it is not logged.
+    pub sql_mode: u64,
+    /// The collation of the session's character set, 0 if it is not logged.
+    pub collation: u64,
 }
+
+/// The bit of `sql_mode` by which double quotes stand around names.
+pub const ANSI_QUOTES: u64 = 1 << 2;
+/// The bit by which a backslash is a character like any other.
+pub const NO_BACKSLASH_ESCAPES: u64 = 1 << 20;
+/// The bits by which a value that does not fit is an error.
+pub const STRICT: u64 = 1 << 21 | 1 << 22;
 
 /// QUERY, and MariaDB's compressed form of it.
 pub fn query(body: &[u8], compressed: bool) -> Decoded<Query<'_>> {
@@ -254,7 +265,7 @@ pub fn query(body: &[u8], compressed: bool) -> Decoded<Query<'_>> {
     let database = usize::from(input.u8()?);
     input.u16()?;
     let status = usize::from(input.u16()?);
-    input.take(status)?;
+    let (sql_mode, collation) = status_of(Input(input.take(status)?));
     let database = input.take(database)?;
     input.u8()?;
     let sql = input.rest();
@@ -265,7 +276,31 @@ pub fn query(body: &[u8], compressed: bool) -> Decoded<Query<'_>> {
     } else {
         sql.into()
     };
-    Ok(Query { database, sql })
+    Ok(Query {
+        database,
+        sql,
+        sql_mode,
+        collation,
+    })
+}
+
+/// `sql_mode` and the client's collation out of a statement's status variables. They stand
+/// first, in this order; what follows has codes that differ between servers.
+fn status_of(mut input: Input<'_>) -> (u64, u64) {
+    let (mut sql_mode, mut collation) = (0, 0);
+    while let Ok(code) = input.u8() {
+        let read = match code {
+            0 | 3 => input.u32().map(drop),
+            1 => input.u64().map(|v| sql_mode = v),
+            4 => input.uint(6).map(|v| collation = v & 0xffff),
+            6 => input.u8().and_then(|n| input.take(n.into()).map(drop)),
+            _ => break,
+        };
+        if read.is_err() {
+            break;
+        }
+    }
+    (sql_mode, collation)
 }
 
 /// The most that one compressed event may unpack to: what a server's packet can hold.
@@ -292,6 +327,42 @@ pub fn inflate(bytes: &[u8], out: &mut Vec<u8>) -> Decoded<()> {
         Ok(())
     } else {
         Err(BAD)
+    }
+}
+
+/// Unpacks a value of one of MariaDB's compressed columns.
+pub fn inflate_column(bytes: &[u8]) -> Decoded<Vec<u8>> {
+    use std::io::Read;
+    const BAD: DecodeError = DecodeError::Malformed("a compressed value");
+    let mut input = Input(bytes);
+    if input.is_empty() {
+        return Ok(Vec::new());
+    }
+    let head = input.u8()?;
+    if head == 0 {
+        return Ok(input.rest().to_vec());
+    }
+    // Bits 4 to 7: the method, 8 is zlib; bit 3: without zlib's frame; bits 0 to 2: bytes of
+    // the length.
+    if head & 0xf0 != 0x80 || !(1..=4).contains(&(head & 7)) {
+        return Err(BAD);
+    }
+    let len = super::big_endian(input.take(usize::from(head & 7))?) as usize;
+    if len > MAX_EVENT {
+        return Err(BAD);
+    }
+    let mut out = Vec::new();
+    let limit = len as u64 + 1;
+    let read = if head & 8 != 0 {
+        let decoder = flate2::read::DeflateDecoder::new(input.0);
+        decoder.take(limit).read_to_end(&mut out)
+    } else {
+        let decoder = flate2::read::ZlibDecoder::new(input.0);
+        decoder.take(limit).read_to_end(&mut out)
+    };
+    match read {
+        Ok(n) if n == len => Ok(out),
+        _ => Err(BAD),
     }
 }
 

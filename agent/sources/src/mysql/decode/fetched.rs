@@ -1,12 +1,13 @@
 //! Single values of the binary protocol's rows.
 
+use super::charset::Charset;
 use super::decimal::parse_decimal;
-use super::temporal::{Parts, days, instant, write_time};
+use super::temporal::Parts;
 use super::values::{
-    Coerced, UNFIT, Value, push_bit, push_bytes, push_date, push_instant, push_int, push_padded,
+    Coerced, UNFIT, Value, push_bit, push_bytes, push_date, push_int, push_moment, push_padded,
     push_text_with,
 };
-use super::{DecodeError, Decoded, Input};
+use super::{DecodeError, Decoded, Input, spatial, text};
 use caudal_model::ColumnBuilder;
 
 /// Appends one cell of a binary-protocol row of the given protocol type.
@@ -18,7 +19,13 @@ pub fn push_fetched(
     out: &mut ColumnBuilder,
     coerced: &mut Coerced,
 ) -> Decoded<usize> {
+    if let Value::Zerofilled(inner, width) = value {
+        return text::push_zerofilled(*width, out, |o| {
+            push_fetched(inner, column_type, unsigned, input, o, coerced)
+        });
+    }
     match column_type {
+        13 if *value == Value::Year => text::push_year(input.uint(2)?, out)?,
         1 | 2 | 3 | 8 | 9 | 13 => {
             let n = match column_type {
                 1 => 1,
@@ -30,19 +37,16 @@ pub fn push_fetched(
             let shift = 64 - 8 * n as u32;
             push_int(v, (v << shift) as i64 >> shift, unsigned, out)?;
         }
-        4 => match out {
-            ColumnBuilder::Float32(c) => c.push(f32::from_bits(input.u32()?)),
-            _ => return Err(UNFIT),
-        },
-        5 => match out {
-            ColumnBuilder::Float64(c) => c.push(f64::from_bits(input.u64()?)),
-            _ => return Err(UNFIT),
-        },
+        4 => text::push_float(f32::from_bits(input.u32()?), out)?,
+        5 => text::push_double(f64::from_bits(input.u64()?), out)?,
         7 | 10 | 12 => {
             let parts = fetched_datetime(input)?;
             match value {
-                Value::Date => push_date(days(parts.0, parts.1, parts.2), out, coerced)?,
-                _ => push_instant(instant(parts), out, coerced)?,
+                Value::Date => push_date(parts, out, coerced)?,
+                Value::DateTime(digits) | Value::Timestamp(digits) => {
+                    push_moment(parts, *digits, out, coerced)?;
+                }
+                _ => push_moment(parts, 0, out, coerced)?,
             }
         }
         11 => return push_fetched_time(value, input, out),
@@ -59,7 +63,15 @@ pub fn push_fetched(
                 },
                 Value::Bit(_) => push_bit(bytes, out),
                 Value::FixedBinary(n) => push_padded(bytes, usize::from(*n), out),
-                Value::Binary => push_bytes(bytes, out),
+                Value::Binary => text::push_binary(bytes, out),
+                Value::Geometry => spatial::push_geometry(bytes, out),
+                Value::Vector => spatial::push_vector(bytes, out),
+                // Fetched in their own charset: see `chunk`.
+                Value::Text(charset @ Charset::Table(_)) => {
+                    push_text_with(out, charset.bound(bytes.len()), |o| {
+                        charset.decode(bytes, o)
+                    })
+                }
                 _ if std::str::from_utf8(bytes).is_ok() => push_bytes(bytes, out),
                 _ => Err(DecodeError::Value("a text value is not valid UTF-8")),
             };
@@ -105,8 +117,5 @@ fn push_fetched_time(
         us = v.u32()?;
     }
     let digits = if let Value::Time(d) = value { *d } else { 0 };
-    push_text_with(out, 32, |o| {
-        write_time(o, negative, hms, us, digits);
-        Ok(())
-    })
+    text::push_time(negative, hms, us, digits, out)
 }

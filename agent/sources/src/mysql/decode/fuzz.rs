@@ -1,10 +1,14 @@
 //! Entry points for fuzzers: whatever the bytes are, nothing here may panic.
 
-use super::rows::{Image, TableMap, TablePlan};
+use super::rows::{Image, Missing, PlanOptions, TablePlan};
+use super::table_map::{Collations, TableMap};
 use super::values::Coerced;
-use super::{events, json, rows};
+use super::{events, json, rows, table_map};
+use crate::mysql::Flavor;
+use crate::mysql::charsets::Charsets;
+use crate::mysql::ddl::{Context, Quoting};
 use crate::mysql::gtid::GtidSet;
-use crate::mysql::schema::{bit_type, column_type};
+use crate::mysql::types::{Declared, column_type, max_character_bytes, source_type};
 use caudal_model::schema::ColumnSpec;
 use caudal_model::{ChangeBuffer, LakeType, Op, TableName, TableSchema, TransactionMeta};
 use std::collections::HashMap;
@@ -25,44 +29,103 @@ pub fn any_event(event: &[u8]) {
     let _ = events::xa_prepare(body);
     let _ = GtidSet::decode(body);
     let _ = json::write(body, &mut Vec::new());
+    let (document, diff) = body.split_at(body.len() / 2);
+    let _ = super::json_diff::write(document, diff, &mut Vec::new());
     for compressed in [false, true] {
         if let Ok(q) = events::query(body, compressed) {
             let sql = String::from_utf8_lossy(&q.sql);
-            crate::mysql::ddl::parse(&sql, &String::from_utf8_lossy(q.database));
+            let database = String::from_utf8_lossy(q.database);
+            let context = Context {
+                database: &database,
+                quoting: Quoting {
+                    ansi_quotes: q.sql_mode & events::ANSI_QUOTES != 0,
+                    no_backslash_escapes: q.sql_mode & events::NO_BACKSLASH_ESCAPES != 0,
+                },
+                lower_case: q.sql_mode & 1 == 1,
+            };
+            crate::mysql::ddl::parse(&sql, context);
+        }
+    }
+}
+
+/// The charset of a collation, by the ids that both servers give their usual ones.
+fn charset_of(collation: u64) -> &'static str {
+    match collation {
+        8 => "latin1",
+        33 => "utf8mb3",
+        35 => "ucs2",
+        54 => "utf16",
+        60 => "utf32",
+        63 => "binary",
+        _ => "utf8mb4",
+    }
+}
+
+/// The type that a table map's column would have, as far as the log tells.
+fn type_of(c: &table_map::MapColumn) -> String {
+    let unsigned = if c.unsigned { " unsigned" } else { "" };
+    let [hi, lo] = c.meta.to_be_bytes();
+    let meta = u32::from(c.meta);
+    let charset = charset_of(c.collation);
+    let binary = charset == "binary";
+    let size = meta / max_character_bytes(charset);
+    let packed = "/*M!100301 COMPRESSED*/";
+    let labels = || {
+        let quoted = |l: &Vec<u8>| {
+            let mut text = Vec::new();
+            let charset =
+                super::charset::Charset::by_name(if binary { "utf8mb4" } else { charset });
+            let _ = charset.decode(l, &mut text);
+            format!("'{}'", String::from_utf8_lossy(&text).replace('\'', "''"))
+        };
+        c.labels.iter().map(quoted).collect::<Vec<_>>().join(",")
+    };
+    let text = |name: String| source_type(&name, (!binary).then_some(charset));
+    match c.real_type {
+        1 => format!("tinyint{unsigned}"),
+        2 => format!("smallint{unsigned}"),
+        3 => format!("int{unsigned}"),
+        8 => format!("bigint{unsigned}"),
+        9 => format!("mediumint{unsigned}"),
+        4 => "float".to_owned(),
+        5 => "double".to_owned(),
+        10 | 14 => "date".to_owned(),
+        12 => "datetime".to_owned(),
+        18 => format!("datetime({meta})"),
+        7 => "timestamp".to_owned(),
+        17 => format!("timestamp({meta})"),
+        11 => "time".to_owned(),
+        19 => format!("time({meta})"),
+        13 => "year".to_owned(),
+        16 => format!("bit({})", 8 * u32::from(hi) + u32::from(lo)),
+        242 => "vector(4)".to_owned(),
+        245 => "json".to_owned(),
+        246 => format!("decimal({hi},{lo}){unsigned}"),
+        247 => text(format!("enum({})", labels())),
+        248 => text(format!("set({})", labels())),
+        255 => "geometry".to_owned(),
+        254 if binary => format!("binary({meta})"),
+        254 => text(format!("char({size})")),
+        15 if binary => format!("varbinary({meta})"),
+        15 => text(format!("varchar({size})")),
+        141 if binary => format!("varbinary({}) {packed}", meta.saturating_sub(1)),
+        141 => text(format!("varchar({}) {packed}", size.saturating_sub(1))),
+        _ => {
+            let size =
+                ["tiny", "", "medium", "long"].get(usize::from(c.meta) - usize::from(c.meta > 0));
+            let kind = if binary { "blob" } else { "text" };
+            let packed = if c.real_type == 140 { packed } else { "" };
+            text(format!("{}{kind} {packed}", size.unwrap_or(&"")))
         }
     }
 }
 
 /// A schema that a table map fits, as far as its types can be carried.
-fn schema_of(map: &TableMap) -> Arc<TableSchema> {
+fn schema_of(map: &TableMap, flavor: Flavor) -> Arc<TableSchema> {
     let specs = map.columns.iter().map(|c| {
-        let unsigned = if c.unsigned { " unsigned" } else { "" };
-        let [hi, lo] = c.meta.to_be_bytes();
-        let text = match c.real_type {
-            1 => format!("tinyint{unsigned}"),
-            2 => format!("smallint{unsigned}"),
-            3 => format!("int{unsigned}"),
-            8 => format!("bigint{unsigned}"),
-            9 => format!("mediumint{unsigned}"),
-            4 => "float".to_owned(),
-            5 => "double".to_owned(),
-            10 | 14 => "date".to_owned(),
-            12 | 18 => "datetime(6)".to_owned(),
-            7 | 17 => "timestamp(6)".to_owned(),
-            13 => "year".to_owned(),
-            16 => format!("bit({})", 8 * u32::from(hi) + u32::from(lo)),
-            246 => format!("decimal({hi},{lo})"),
-            _ if c.collation == 63 && !matches!(c.real_type, 11 | 19 | 245 | 247 | 248) => {
-                "blob".to_owned()
-            }
-            _ => "text".to_owned(),
-        };
-        let lake_type = match c.real_type {
-            16 => bit_type(u16::from(hi) * 8 + u16::from(lo)).1,
-            _ => column_type(&text, None, crate::mysql::Flavor::MySql)
-                .map_or(LakeType::Utf8, |t| t.1),
-        };
-        ColumnSpec::new(c.name.clone(), text, lake_type)
+        let text = type_of(c);
+        let lake = column_type(&Declared::parse(&text), flavor, None);
+        ColumnSpec::new(c.name.clone(), text, lake.map_or(LakeType::Utf8, |t| t.1))
     });
     let key = map.primary_key.iter().flatten().filter_map(|k| {
         map.columns
@@ -75,25 +138,26 @@ fn schema_of(map: &TableMap) -> Arc<TableSchema> {
 
 /// Decodes a rows event's body with the table map of another body; returns the rows.
 pub fn any_rows(map: &[u8], body: &[u8], v2: bool, op: Op) -> usize {
-    let Ok(map) = rows::table_map(map) else {
+    // MariaDB's events have no extra data.
+    let flavor = if v2 { Flavor::MySql } else { Flavor::MariaDb };
+    let Ok(map) = table_map::table_map(map, flavor) else {
         return 0;
     };
-    // The ids that both servers give their usual charsets.
-    let ids = [
-        (8, "latin1"),
-        (33, "utf8mb3"),
-        (45, "utf8mb4"),
-        (255, "utf8mb4"),
-        (2304, "utf8mb4"),
-    ];
-    let mut charsets: HashMap<u64, String> = ids.map(|(i, n)| (i, n.to_owned())).into();
-    for c in &map.columns {
-        charsets
-            .entry(c.collation)
-            .or_insert_with(|| "utf8mb4".to_owned());
-    }
-    let schema = schema_of(&map);
-    let Ok(plan) = TablePlan::new(&map, &schema, &[], true, &charsets) else {
+    let charset = |c: &table_map::MapColumn| (c.collation, charset_of(c.collation).to_owned());
+    let names: HashMap<u64, String> = map.columns.iter().map(charset).collect();
+    let tables = Charsets::default();
+    let options = PlanOptions {
+        excluded: &[],
+        own_key: true,
+        flavor,
+        collations: Collations {
+            names: &names,
+            tables: &tables,
+        },
+        value_bytes: usize::MAX,
+    };
+    let schema = schema_of(&map, flavor);
+    let Ok(plan) = TablePlan::new(&map, &schema, options) else {
         return 0;
     };
     let Ok(h) = rows::rows_header(body, v2, op == Op::Update) else {
@@ -108,12 +172,36 @@ pub fn any_rows(map: &[u8], body: &[u8], v2: bool, op: Op) -> usize {
     let (mut image, mut coerced, mut at, mut count) =
         (Image::default(), Coerced::default(), h.start, 0);
     while at < body.len() {
-        let Ok(end) = rows::image(&plan, body, at, &mut image) else {
+        let Ok(end) = rows::image(&plan, body, at, &h.before, &mut image) else {
             break;
         };
+        let mut partial = Image::default();
+        if rows::partial_image(&plan, body, at, &h.after, &mut partial).is_ok() {
+            let mut row = into.row(slot, op);
+            let missing = Missing::Unchanged;
+            let before = Some(&image);
+            let _ = rows::append(
+                &plan,
+                body,
+                &partial,
+                before,
+                missing,
+                &mut row,
+                &mut coerced,
+            );
+        }
         let _ = rows::same_key(&plan, body, &image, &image);
         let mut row = into.row(slot, op);
-        if end <= at || rows::append(&plan, body, &image, &mut row, &mut coerced).is_err() {
+        let appended = rows::append(
+            &plan,
+            body,
+            &image,
+            Some(&image),
+            Missing::Unchanged,
+            &mut row,
+            &mut coerced,
+        );
+        if end <= at || appended.is_err() {
             break;
         }
         row.finish();

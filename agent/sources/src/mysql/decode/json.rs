@@ -11,7 +11,7 @@ use std::io::Write as _;
 
 const BAD: DecodeError = DecodeError::Malformed("a json value");
 /// The server refuses deeper documents.
-const MAX_DEPTH: u32 = 100;
+pub(super) const MAX_DEPTH: u32 = 100;
 
 /// Appends the text of a binary document.
 pub fn write(bytes: &[u8], out: &mut Vec<u8>) -> Decoded<()> {
@@ -20,25 +20,78 @@ pub fn write(bytes: &[u8], out: &mut Vec<u8>) -> Decoded<()> {
         out.extend_from_slice(b"null");
         return Ok(());
     };
-    // Printing makes at most six bytes of one, and ten of an element's entry.
-    let limit = out
-        .len()
-        .saturating_add(bytes.len().saturating_mul(16))
-        .saturating_add(512);
-    Writer { out, limit }.value(*kind, value, MAX_DEPTH + 1)
+    Writer::new(out, text_limit(bytes.len())).value(*kind, value, MAX_DEPTH + 1)
 }
 
-struct Writer<'a> {
+/// The most that so many bytes of documents are printed as.
+pub(super) fn text_limit(bytes: usize) -> usize {
+    // Printing makes at most six bytes of one, and ten of an element's entry.
+    bytes.saturating_mul(16).saturating_add(512)
+}
+
+/// Calls `part` with each element of an array, or each member of an object with its key: its
+/// type and the bytes that begin with its value.
+pub(super) fn each<'a>(
+    doc: &'a [u8],
+    width: usize,
+    object: bool,
+    mut part: impl FnMut(Option<&'a [u8]>, u8, &'a [u8]) -> Decoded<()>,
+) -> Decoded<()> {
+    let mut input = Input(doc);
+    let count = input.uint(width)? as usize;
+    let size = input.uint(width)? as usize;
+    let doc = doc.get(..size).ok_or(BAD)?;
+    let keys_at = 2 * width;
+    let key_entry = width + 2;
+    let values_at = keys_at
+        + if object {
+            count.checked_mul(key_entry).ok_or(BAD)?
+        } else {
+            0
+        };
+    let entry = |at: usize, n: usize| {
+        doc.get(at..)
+            .map(Input)
+            .ok_or(BAD)
+            .and_then(|mut i| i.take(n))
+    };
+    for i in 0..count {
+        let mut key = None;
+        if object {
+            let mut entry_of = Input(entry(keys_at + i * key_entry, key_entry)?);
+            let (at, len) = (entry_of.uint(width)? as usize, usize::from(entry_of.u16()?));
+            key = Some(entry(at, len)?);
+        }
+        let e = entry(values_at + i * (1 + width), 1 + width)?;
+        let (kind, inline) = e.split_first().ok_or(BAD)?;
+        let inlined = matches!(kind, 4..=6) || (width == 4 && matches!(kind, 7 | 8));
+        if inlined {
+            part(key, *kind, inline)?;
+        } else {
+            let at = super::little_endian(inline) as usize;
+            part(key, *kind, doc.get(at..).ok_or(BAD)?)?;
+        }
+    }
+    Ok(())
+}
+
+pub(super) struct Writer<'a> {
     out: &'a mut Vec<u8>,
     limit: usize,
 }
 
-impl Writer<'_> {
-    fn put(&mut self, text: &str) {
+impl<'o> Writer<'o> {
+    /// Writes behind what is there, at most `limit` bytes.
+    pub(super) fn new(out: &'o mut Vec<u8>, limit: usize) -> Self {
+        let limit = out.len().saturating_add(limit);
+        Writer { out, limit }
+    }
+
+    pub(super) fn put(&mut self, text: &str) {
         self.out.extend_from_slice(text.as_bytes());
     }
 
-    fn value(&mut self, kind: u8, value: &[u8], depth: u32) -> Decoded<()> {
+    pub(super) fn value(&mut self, kind: u8, value: &[u8], depth: u32) -> Decoded<()> {
         if depth == 0 || self.out.len() > self.limit {
             return Err(BAD);
         }
@@ -84,50 +137,23 @@ impl Writer<'_> {
     }
 
     fn container(&mut self, doc: &[u8], width: usize, object: bool, depth: u32) -> Decoded<()> {
-        let mut input = Input(doc);
-        let count = input.uint(width)? as usize;
-        let size = input.uint(width)? as usize;
-        let doc = doc.get(..size).ok_or(BAD)?;
-        let keys_at = 2 * width;
-        let key_entry = width + 2;
-        let values_at = keys_at
-            + if object {
-                count.checked_mul(key_entry).ok_or(BAD)?
-            } else {
-                0
-            };
-        let entry = |at: usize, n: usize| {
-            doc.get(at..)
-                .map(Input)
-                .ok_or(BAD)
-                .and_then(|mut i| i.take(n))
-        };
         self.put(if object { "{" } else { "[" });
-        for i in 0..count {
-            if i > 0 {
+        let mut first = true;
+        each(doc, width, object, |key, kind, value| {
+            if !std::mem::take(&mut first) {
                 self.put(", ");
             }
-            if object {
-                let mut key = Input(entry(keys_at + i * key_entry, key_entry)?);
-                let (at, len) = (key.uint(width)? as usize, usize::from(key.u16()?));
-                self.string(entry(at, len)?)?;
+            if let Some(key) = key {
+                self.string(key)?;
                 self.put(": ");
             }
-            let e = entry(values_at + i * (1 + width), 1 + width)?;
-            let (kind, inline) = e.split_first().ok_or(BAD)?;
-            let inlined = matches!(kind, 4..=6) || (width == 4 && matches!(kind, 7 | 8));
-            if inlined {
-                self.value(*kind, inline, depth - 1)?;
-            } else {
-                let at = super::little_endian(inline) as usize;
-                self.value(*kind, doc.get(at..).ok_or(BAD)?, depth - 1)?;
-            }
-        }
+            self.value(kind, value, depth - 1)
+        })?;
         self.put(if object { "}" } else { "]" });
         Ok(())
     }
 
-    fn string(&mut self, bytes: &[u8]) -> Decoded<()> {
+    pub(super) fn string(&mut self, bytes: &[u8]) -> Decoded<()> {
         let text = std::str::from_utf8(bytes).map_err(|_| BAD)?;
         self.out.push(b'"');
         for b in text.bytes() {

@@ -10,8 +10,12 @@ pub mod events;
 pub mod fetched;
 pub mod fuzz;
 pub mod json;
+pub mod json_diff;
 pub mod rows;
+pub mod spatial;
+pub mod table_map;
 pub mod temporal;
+pub mod text;
 pub mod values;
 
 use caudal_model::{Class, Error, Kind};
@@ -23,6 +27,8 @@ pub enum DecodeError {
     Malformed(&'static str),
     /// One value that cannot arrive exactly: its table's problem.
     Value(&'static str),
+    /// One value beyond the limit, with its bytes.
+    TooLarge(u64),
 }
 
 /// The result of a decoder.
@@ -36,6 +42,11 @@ impl From<DecodeError> for Error {
                 format!("the source sent malformed bytes: {what}"),
             ),
             DecodeError::Value(what) => Error::new(Class::Data, Kind::Data, what),
+            DecodeError::TooLarge(bytes) => Error::new(
+                Class::Data,
+                Kind::Data,
+                format!("a value of {bytes} bytes is beyond limits.value_bytes"),
+            ),
         }
     }
 }

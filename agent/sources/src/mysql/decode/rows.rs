@@ -1,416 +1,30 @@
-//! Table maps, and row images into column builders.
+//! Row images into column builders.
 //!
 //! A [`TablePlan`] joins a table map of the log with the schema version that the stream
 //! carries: for each column of the image, how many bytes it has, what they mean, and which
 //! builder takes them. Rows are then decoded in two passes over bytes that are in the
 //! cache: the first finds the cells (needed anyway to compare keys), the second appends.
+//!
+//! Images need not be whole (`binlog_row_image` NOBLOB and MINIMAL): a rows event says which
+//! columns its images have. [`Image`] tells a cell that is missing from one that is null.
 
-use super::charset::Charset;
-use super::decimal::decimal_len;
-use super::values::{Coerced, Value, push_logged};
+use super::table_map::types::{DATETIME, JSON, TIME, TIMESTAMP};
+use super::table_map::{Collations, MapColumn, Span, TableMap};
+use super::values::{Coerced, Value, push_logged, push_patched};
 use super::{DecodeError, Decoded, Input};
 use crate::mysql::flavor::Flavor;
-use crate::mysql::schema::{bit_type, column_type, decimal_type};
-use caudal_model::{LakeType, RowWriter, TableSchema};
-use std::collections::{HashMap, HashSet};
+use crate::mysql::older::push_default;
+use crate::mysql::types::{Declared, column_type};
+use caudal_model::schema::OlderRows;
+use caudal_model::{RowWriter, TableSchema};
+use std::collections::HashSet;
 use std::sync::Arc;
-
-/// A TABLE_MAP event.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TableMap {
-    /// What the rows events that follow call the table.
-    pub id: u64,
-    /// The database.
-    pub database: String,
-    /// The table.
-    pub table: String,
-    /// The columns, in the order of the images.
-    pub columns: Vec<MapColumn>,
-    /// Positions of the primary key's columns, if the log says.
-    pub primary_key: Option<Vec<u64>>,
-    /// Whether the column names are there (`binlog_row_metadata=FULL`).
-    pub named: bool,
-}
-
-/// A column of a table map.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct MapColumn {
-    /// The type of the image; for `STRING` the real one.
-    pub real_type: u8,
-    /// The type's parameters.
-    pub meta: u16,
-    /// Of a number.
-    pub unsigned: bool,
-    /// Its name.
-    pub name: String,
-    /// The collation of text, enum and set.
-    pub collation: u64,
-    /// Of enum and set, in the column's charset.
-    pub labels: Vec<Vec<u8>>,
-}
-
-mod types {
-    pub const TINY: u8 = 1;
-    pub const SHORT: u8 = 2;
-    pub const LONG: u8 = 3;
-    pub const FLOAT: u8 = 4;
-    pub const DOUBLE: u8 = 5;
-    pub const TIMESTAMP: u8 = 7;
-    pub const LONGLONG: u8 = 8;
-    pub const INT24: u8 = 9;
-    pub const DATE: u8 = 10;
-    pub const TIME: u8 = 11;
-    pub const DATETIME: u8 = 12;
-    pub const YEAR: u8 = 13;
-    pub const NEWDATE: u8 = 14;
-    pub const VARCHAR: u8 = 15;
-    pub const BIT: u8 = 16;
-    pub const TIMESTAMP2: u8 = 17;
-    pub const DATETIME2: u8 = 18;
-    pub const TIME2: u8 = 19;
-    pub const MARIA_BLOB_COMPRESSED: u8 = 140;
-    pub const MARIA_VARCHAR_COMPRESSED: u8 = 141;
-    pub const VECTOR: u8 = 242;
-    pub const JSON: u8 = 245;
-    pub const NEWDECIMAL: u8 = 246;
-    pub const ENUM: u8 = 247;
-    pub const SET: u8 = 248;
-    pub const BLOB: u8 = 252;
-    pub const VAR_STRING: u8 = 253;
-    pub const STRING: u8 = 254;
-    pub const GEOMETRY: u8 = 255;
-}
-use types::*;
-
-/// The collation `binary`.
-const BINARY_COLLATION: u64 = 63;
-
-fn meta_len(column_type: u8) -> usize {
-    match column_type {
-        FLOAT
-        | DOUBLE
-        | BLOB
-        | GEOMETRY
-        | JSON
-        | VECTOR
-        | TIME2
-        | DATETIME2
-        | TIMESTAMP2
-        | MARIA_BLOB_COMPRESSED => 1,
-        VARCHAR
-        | BIT
-        | NEWDECIMAL
-        | STRING
-        | VAR_STRING
-        | ENUM
-        | SET
-        | MARIA_VARCHAR_COMPRESSED => 2,
-        _ => 0,
-    }
-}
-
-impl MapColumn {
-    fn new(column_type: u8, meta: &[u8]) -> MapColumn {
-        let mut c = MapColumn {
-            real_type: column_type,
-            ..MapColumn::default()
-        };
-        c.meta = match *meta {
-            [a] => a.into(),
-            // These two hold a type or a precision first, and a length or scale second.
-            [a, b] if matches!(column_type, STRING | NEWDECIMAL) => u16::from_be_bytes([a, b]),
-            [a, b] => u16::from_le_bytes([a, b]),
-            _ => 0,
-        };
-        if column_type == STRING {
-            let [kind, len] = c.meta.to_be_bytes();
-            // Lengths above 255 lend two bits to the type, complemented.
-            c.real_type = kind | 0x30;
-            c.meta = u16::from(len) | (u16::from((kind & 0x30) ^ 0x30) << 4);
-        }
-        c
-    }
-
-    fn numeric(&self) -> bool {
-        matches!(
-            self.real_type,
-            TINY | SHORT | LONG | LONGLONG | INT24 | FLOAT | DOUBLE | NEWDECIMAL | YEAR
-        )
-    }
-
-    fn text(&self) -> bool {
-        matches!(
-            self.real_type,
-            STRING | VAR_STRING | VARCHAR | BLOB | MARIA_BLOB_COMPRESSED | MARIA_VARCHAR_COMPRESSED
-        )
-    }
-
-    fn labelled(&self) -> bool {
-        matches!(self.real_type, ENUM | SET)
-    }
-
-    /// How an image's bytes are delimited.
-    fn span(&self) -> Option<Span> {
-        let fraction = usize::from(self.meta.min(6)).div_ceil(2);
-        let prefix = if self.meta > 255 { 2 } else { 1 };
-        Some(match self.real_type {
-            TINY | YEAR => Span::Fixed(1),
-            SHORT => Span::Fixed(2),
-            INT24 | DATE | NEWDATE | TIME => Span::Fixed(3),
-            LONG | FLOAT | TIMESTAMP => Span::Fixed(4),
-            LONGLONG | DOUBLE | DATETIME => Span::Fixed(8),
-            TIMESTAMP2 => Span::Fixed(4 + fraction),
-            DATETIME2 => Span::Fixed(5 + fraction),
-            TIME2 => Span::Fixed(3 + fraction),
-            NEWDECIMAL => {
-                let [precision, scale] = self.meta.to_be_bytes();
-                Span::Fixed(decimal_len(precision, scale)?)
-            }
-            BIT => {
-                let [bits, bytes] = self.meta.to_le_bytes();
-                Span::Fixed(usize::from(bytes) + usize::from(bits > 0))
-            }
-            ENUM | SET => Span::Fixed(usize::from(self.meta & 0xff)),
-            VARCHAR | VAR_STRING | STRING | MARIA_VARCHAR_COMPRESSED => Span::Prefixed(prefix),
-            BLOB | JSON | GEOMETRY | VECTOR | MARIA_BLOB_COMPRESSED => Span::Prefixed(
-                u8::try_from(self.meta)
-                    .ok()
-                    .filter(|n| (1..=4).contains(n))?,
-            ),
-            _ => return None,
-        })
-    }
-
-    /// What the log says the values are; `source_type` tells apart what the log does not.
-    fn value(
-        &self,
-        source_type: &str,
-        charsets: &HashMap<u64, String>,
-    ) -> Result<(Value, LakeType), String> {
-        let unsigned = self.unsigned;
-        let int = |bytes: u8| {
-            let name = match bytes {
-                1 => "tinyint",
-                2 => "smallint",
-                3 => "mediumint",
-                4 => "int",
-                _ => "bigint",
-            };
-            let name = format!("{name}{}", if unsigned { " unsigned" } else { "" });
-            column_type(&name, None, Flavor::MySql)
-        };
-        let digits = self.meta.min(6) as u8;
-        Ok(match self.real_type {
-            TINY => int(1)?,
-            SHORT => int(2)?,
-            INT24 => int(3)?,
-            LONG => int(4)?,
-            LONGLONG => int(8)?,
-            FLOAT => (Value::Float, LakeType::Float32),
-            DOUBLE => (Value::Double, LakeType::Float64),
-            YEAR => (Value::Year, LakeType::Int16),
-            DATE | NEWDATE => (Value::Date, LakeType::Date32),
-            TIMESTAMP => (Value::OldTimestamp, LakeType::TimestampUtc),
-            TIMESTAMP2 => (Value::Timestamp(digits), LakeType::TimestampUtc),
-            DATETIME => (Value::OldDateTime, LakeType::Timestamp),
-            DATETIME2 => (Value::DateTime(digits), LakeType::Timestamp),
-            TIME => (Value::OldTime, LakeType::Utf8),
-            TIME2 => (Value::Time(digits), LakeType::Utf8),
-            NEWDECIMAL => {
-                let [precision, scale] = self.meta.to_be_bytes();
-                decimal_type(precision, scale)
-            }
-            BIT => {
-                let [bits, bytes] = self.meta.to_le_bytes();
-                bit_type(u16::from(bytes) * 8 + u16::from(bits))
-            }
-            ENUM => (Value::Enum(self.label_text(charsets)?), LakeType::Utf8),
-            SET => (Value::Set(self.label_text(charsets)?), LakeType::Utf8),
-            JSON => (Value::Json, LakeType::Utf8),
-            VARCHAR | VAR_STRING | STRING | BLOB => self.string(source_type, charsets)?,
-            other => return Err(format!("log type {other} is not supported yet")),
-        })
-    }
-
-    fn string(
-        &self,
-        source_type: &str,
-        charsets: &HashMap<u64, String>,
-    ) -> Result<(Value, LakeType), String> {
-        if self.real_type == STRING {
-            let own = match source_type {
-                "uuid" => Some((Value::Uuid, 16)),
-                "inet6" => Some((Value::Inet6, 16)),
-                "inet4" => Some((Value::Inet4, 4)),
-                _ => None,
-            };
-            if let Some((value, len)) = own
-                && self.meta == len
-            {
-                return Ok((value, LakeType::Utf8));
-            }
-        }
-        if self.collation == BINARY_COLLATION {
-            let fixed = self.real_type == STRING;
-            let value = if fixed {
-                Value::FixedBinary(self.meta)
-            } else {
-                Value::Binary
-            };
-            return Ok((value, LakeType::Binary));
-        }
-        Ok((Value::Text(self.charset(charsets)?), LakeType::Utf8))
-    }
-
-    fn charset(&self, charsets: &HashMap<u64, String>) -> Result<Charset, String> {
-        let name = charsets
-            .get(&self.collation)
-            .ok_or_else(|| format!("collation {} is not known", self.collation))?;
-        Charset::by_name(name).ok_or_else(|| format!("charset {name} is not supported yet"))
-    }
-
-    fn label_text(&self, charsets: &HashMap<u64, String>) -> Result<Arc<[String]>, String> {
-        let binary = self.collation == BINARY_COLLATION;
-        let value = Value::Text(if binary {
-            Charset::Utf8
-        } else {
-            self.charset(charsets)?
-        });
-        let text = |label: &Vec<u8>| {
-            let mut c = caudal_model::ColumnBuilder::new(&LakeType::Utf8);
-            push_logged(&value, label, &mut c, &mut Coerced::default())
-                .map_err(|_| "a label is not valid text".to_owned())?;
-            use arrow::array::AsArray;
-            Ok(c.finish().as_string::<i32>().value(0).to_owned())
-        };
-        self.labels.iter().map(text).collect()
-    }
-}
-
-/// Parses a TABLE_MAP event.
-pub fn table_map(body: &[u8]) -> Decoded<TableMap> {
-    let mut input = Input(body);
-    let id = input.uint(6)?;
-    input.u16()?;
-    let mut name = || -> Decoded<String> {
-        let len = usize::from(input.u8()?);
-        let name = String::from_utf8_lossy(input.take(len)?).into_owned();
-        input.u8()?;
-        Ok(name)
-    };
-    let (database, table) = (name()?, name()?);
-    let count = input.lenenc()? as usize;
-    let column_types = input.take(count)?;
-    let mut meta = Input(input.lenenc_bytes()?);
-    let mut columns = Vec::with_capacity(count);
-    for t in column_types {
-        columns.push(MapColumn::new(*t, meta.take(meta_len(*t))?));
-    }
-    input.take(count.div_ceil(8))?;
-    let mut map = TableMap {
-        id,
-        database,
-        table,
-        columns,
-        primary_key: None,
-        named: false,
-    };
-    while !input.is_empty() {
-        let field = input.u8()?;
-        metadata(&mut map, field, input.lenenc_bytes()?)?;
-    }
-    Ok(map)
-}
-
-fn metadata(map: &mut TableMap, field: u8, value: &[u8]) -> Decoded<()> {
-    let mut input = Input(value);
-    match field {
-        1 => {
-            let numeric = map.columns.iter_mut().filter(|c| c.numeric());
-            for (i, c) in numeric.enumerate() {
-                let byte = value.get(i / 8).copied().unwrap_or(0);
-                c.unsigned = byte >> (7 - i % 8) & 1 == 1;
-            }
-        }
-        2 => default_collation(map.columns.iter_mut().filter(|c| c.text()), input)?,
-        3 => each_collation(map.columns.iter_mut().filter(|c| c.text()), input)?,
-        4 => {
-            for c in &mut map.columns {
-                c.name = String::from_utf8_lossy(input.lenenc_bytes()?).into_owned();
-            }
-            map.named = true;
-        }
-        5 => labels(map.columns.iter_mut().filter(|c| c.real_type == SET), input)?,
-        6 => labels(
-            map.columns.iter_mut().filter(|c| c.real_type == ENUM),
-            input,
-        )?,
-        8 | 9 => {
-            let mut key = Vec::new();
-            while !input.is_empty() {
-                key.push(input.lenenc()?);
-                if field == 9 {
-                    input.lenenc()?;
-                }
-            }
-            map.primary_key = Some(key);
-        }
-        10 => default_collation(map.columns.iter_mut().filter(|c| c.labelled()), input)?,
-        11 => each_collation(map.columns.iter_mut().filter(|c| c.labelled()), input)?,
-        _ => {}
-    }
-    Ok(())
-}
-
-fn default_collation<'a>(
-    columns: impl Iterator<Item = &'a mut MapColumn>,
-    mut input: Input<'_>,
-) -> Decoded<()> {
-    let default = input.lenenc()?;
-    let mut own = HashMap::new();
-    while !input.is_empty() {
-        let column = input.lenenc()?;
-        own.insert(column, input.lenenc()?);
-    }
-    for (i, c) in columns.enumerate() {
-        c.collation = own.get(&(i as u64)).copied().unwrap_or(default);
-    }
-    Ok(())
-}
-
-fn each_collation<'a>(
-    columns: impl Iterator<Item = &'a mut MapColumn>,
-    mut input: Input<'_>,
-) -> Decoded<()> {
-    for c in columns {
-        c.collation = input.lenenc()?;
-    }
-    Ok(())
-}
-
-fn labels<'a>(
-    columns: impl Iterator<Item = &'a mut MapColumn>,
-    mut input: Input<'_>,
-) -> Decoded<()> {
-    for c in columns {
-        // At most 65,535 labels; the count itself comes from outside.
-        let count = input.lenenc()?;
-        for _ in 0..count {
-            c.labels.push(input.lenenc_bytes()?.to_vec());
-        }
-    }
-    Ok(())
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Span {
-    Fixed(usize),
-    Prefixed(u8),
-}
 
 #[derive(Debug, Clone)]
 struct ColumnPlan {
     span: Span,
+    /// MySQL's json, of which the log may hold steps.
+    document: bool,
     /// The builder, and what the bytes mean; `None` for a column that is left out.
     target: Option<(usize, Value)>,
 }
@@ -421,6 +35,8 @@ pub struct TablePlan {
     columns: Vec<ColumnPlan>,
     /// Positions in the image.
     key: Vec<usize>,
+    /// The largest value that is carried, in bytes.
+    limit: usize,
 }
 
 /// Why a table map does not fit a schema version.
@@ -430,19 +46,31 @@ pub enum Misfit {
     Changed(String),
     /// No version can: a setting, or a type that is not supported.
     Unreadable(String),
+    /// The table of this charset must be read first.
+    Charset(Arc<str>),
+}
+
+/// What a plan depends on besides the table map and the schema.
+#[derive(Debug, Clone, Copy)]
+pub struct PlanOptions<'a> {
+    /// Columns that never leave the source.
+    pub excluded: &'a [String],
+    /// The key is the user's choice, so that the table's primary key does not matter.
+    pub own_key: bool,
+    /// The server's family.
+    pub flavor: Flavor,
+    /// What the collation ids mean.
+    pub collations: Collations<'a>,
+    /// The largest value that is carried, in bytes.
+    pub value_bytes: usize,
 }
 
 impl TablePlan {
     /// Joins a table map with a schema version.
-    ///
-    /// `excluded` are columns that never leave the source; `own_key` says that the key is
-    /// the user's choice, so that the table's primary key does not matter.
     pub fn new(
         map: &TableMap,
         schema: &TableSchema,
-        excluded: &[String],
-        own_key: bool,
-        charsets: &HashMap<u64, String>,
+        options: PlanOptions<'_>,
     ) -> Result<TablePlan, Misfit> {
         if !map.named {
             return Err(Misfit::Unreadable(
@@ -456,32 +84,38 @@ impl TablePlan {
                 "the log names a column twice".to_owned(),
             ));
         }
+        let places: std::collections::HashMap<&str, usize> = schema
+            .columns
+            .iter()
+            .enumerate()
+            .map(|(i, c)| (c.name.as_str(), i))
+            .collect();
         let mut columns = Vec::with_capacity(map.columns.len());
         let mut found = 0;
         for c in &map.columns {
             let span = c.span().ok_or_else(|| {
-                Misfit::Unreadable(format!("log type {} is not supported yet", c.real_type))
+                Misfit::Unreadable(format!("log type {} is not supported", c.real_type))
             })?;
-            let at = schema.columns.iter().position(|s| s.name == c.name);
-            let Some((i, own)) = at.and_then(|i| Some((i, schema.columns.get(i)?))) else {
-                if excluded.contains(&c.name) {
-                    columns.push(ColumnPlan { span, target: None });
+            let document = c.real_type == JSON;
+            let own = places
+                .get(c.name.as_str())
+                .and_then(|i| Some((*i, schema.columns.get(*i)?)));
+            let Some((i, own)) = own else {
+                if options.excluded.contains(&c.name) {
+                    columns.push(ColumnPlan {
+                        span,
+                        document,
+                        target: None,
+                    });
                     continue;
                 }
                 return Err(Misfit::Changed(format!("column {} is new", c.name)));
             };
-            let (value, lake_type) = c
-                .value(&own.source_type, charsets)
-                .map_err(|e| Misfit::Unreadable(format!("column {}: {e}", c.name)))?;
-            if lake_type != own.lake_type {
-                return Err(Misfit::Changed(format!(
-                    "column {} has another type",
-                    c.name
-                )));
-            }
+            let value = value_of(c, own, options)?;
             found += 1;
             columns.push(ColumnPlan {
                 span,
+                document,
                 target: Some((i, value)),
             });
         }
@@ -499,22 +133,75 @@ impl TablePlan {
             .flatten()
             .map(|k| *k as usize)
             .collect();
-        if !own_key && logged != key {
+        if !options.own_key && logged != key {
             return Err(Misfit::Changed("its primary key is another".to_owned()));
         }
-        Ok(TablePlan { columns, key })
+        Ok(TablePlan {
+            columns,
+            key,
+            limit: options.value_bytes,
+        })
+    }
+
+    /// Columns in a whole image.
+    pub fn width(&self) -> usize {
+        self.columns.len()
+    }
+
+    /// Places of the key's columns in the image.
+    pub fn key(&self) -> &[usize] {
+        &self.key
+    }
+
+    /// The schema's column that stands at a place of the image.
+    pub fn column(&self, at: usize) -> Option<usize> {
+        self.columns.get(at)?.target.as_ref().map(|(i, _)| *i)
     }
 }
 
+/// What the cells of a column mean, where the log still agrees with its declared type.
+fn value_of(
+    c: &MapColumn,
+    own: &caudal_model::Column,
+    options: PlanOptions<'_>,
+) -> Result<Value, Misfit> {
+    let declared = Declared::parse(&own.source_type);
+    if !c.agrees(&declared, options.collations) {
+        return Err(Misfit::Changed(format!(
+            "column {} has another type",
+            c.name
+        )));
+    }
+    let unfit = |e| Misfit::Unreadable(format!("column {}: {e}", c.name));
+    let (value, _) = column_type(&declared, options.flavor, Some(&own.lake_type)).map_err(unfit)?;
+    let value = match c.real_type {
+        TIMESTAMP => Value::OldTimestamp,
+        DATETIME => Value::OldDateTime,
+        TIME => Value::OldTime,
+        _ if declared.compressed => Value::Compressed(Box::new(value)),
+        _ => value,
+    };
+    options
+        .collations
+        .tables
+        .resolve(value)
+        .map_err(Misfit::Charset)
+}
+
+/// Which columns an image has; `None` is all of them.
+pub type Present = Option<Arc<[bool]>>;
+
 /// A rows event's own header.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RowsHeader {
     /// The table map's.
     pub table_id: u64,
-    /// Columns in the image.
+    /// Columns of the table.
     pub columns: usize,
-    /// Whether every column is in the images (`binlog_row_image=FULL`).
-    pub full: bool,
+    /// The columns of the only image, or of that before an update.
+    pub before: Present,
+    /// The columns of the image after an update.
+    pub after: Present,
     /// Where the rows begin in the body.
     pub start: usize,
 }
@@ -531,34 +218,130 @@ pub fn rows_header(body: &[u8], v2: bool, update: bool) -> Decoded<RowsHeader> {
         input.take(extra.ok_or(DecodeError::Malformed("a rows event"))?)?;
     }
     let columns = usize::try_from(input.lenenc()?).unwrap_or(usize::MAX);
-    let mut full = true;
-    for _ in 0..=usize::from(update) {
-        let present = input.take(columns.div_ceil(8))?;
-        let ones: u32 = present.iter().map(|b| b.count_ones()).sum();
-        full &= ones as usize >= columns;
-    }
+    let mut present = || -> Decoded<Present> {
+        let bits = input.take(columns.div_ceil(8))?;
+        let of = |i: usize| bits.get(i / 8).is_some_and(|b| b >> (i % 8) & 1 == 1);
+        if (0..columns).all(of) {
+            return Ok(None);
+        }
+        Ok(Some((0..columns).map(of).collect()))
+    };
+    let before = present()?;
+    let after = if update { present()? } else { None };
     Ok(RowsHeader {
         table_id,
         columns,
-        full,
+        before,
+        after,
         start: body.len() - input.len(),
     })
 }
 
-/// The cells of one image: where each begins and ends in the event; `None` for NULL.
+/// Where a cell of an image is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cell {
+    /// The image does not have the column.
+    Missing,
+    /// Null.
+    Null,
+    /// From here to there in the event.
+    At(u32, u32),
+    /// The same of the steps that make a json document out of the one before.
+    Steps(u32, u32),
+}
+
+/// The cells of one image.
 #[derive(Debug, Default)]
 pub struct Image {
-    cells: Vec<Option<(u32, u32)>>,
+    cells: Vec<Cell>,
+}
+
+impl Image {
+    fn cell(&self, at: usize) -> Cell {
+        self.cells.get(at).copied().unwrap_or(Cell::Missing)
+    }
+
+    /// Whether the image has every column of the key.
+    pub fn has_key(&self, plan: &TablePlan) -> bool {
+        plan.key.iter().all(|k| self.cell(*k) != Cell::Missing)
+    }
+
+    /// Takes the cells of `other` for those that are missing here.
+    pub fn fill(&mut self, other: &Image) {
+        for (own, other) in self.cells.iter_mut().zip(&other.cells) {
+            if *own == Cell::Missing {
+                *own = *other;
+            }
+        }
+    }
+
+    /// Whether a cell is missing.
+    pub fn has_gaps(&self) -> bool {
+        self.cells.contains(&Cell::Missing)
+    }
+}
+
+/// Finds the cells of the image after a partial update (PARTIAL_UPDATE_ROWS): which json
+/// columns have steps in place of a document stands before it.
+pub fn partial_image(
+    plan: &TablePlan,
+    event: &[u8],
+    at: usize,
+    present: &Present,
+    image: &mut Image,
+) -> Decoded<usize> {
+    let mut input = Input(event.get(at..).unwrap_or_default());
+    let options = input.lenenc()?;
+    if options & !1 != 0 {
+        return Err(DecodeError::Malformed("an unknown option of a rows event"));
+    }
+    if options == 0 {
+        return self::image(plan, event, event.len() - input.len(), present, image);
+    }
+    // One bit for each json column of the table, in the image or not.
+    let documents = plan.columns.iter().filter(|c| c.document).count();
+    let bits = input.take(documents.div_ceil(8))?;
+    let end = self::image(plan, event, event.len() - input.len(), present, image)?;
+    let documents = plan.columns.iter().zip(&mut image.cells);
+    for (i, (_, cell)) in documents.filter(|(c, _)| c.document).enumerate() {
+        let partial = bits.get(i / 8).is_some_and(|b| b >> (i % 8) & 1 == 1);
+        if let (true, Cell::At(a, b)) = (partial, *cell) {
+            *cell = Cell::Steps(a, b);
+        }
+    }
+    Ok(end)
 }
 
 /// Finds the cells of the image that begins at `at`, and returns where it ends.
-pub fn image(plan: &TablePlan, event: &[u8], at: usize, image: &mut Image) -> Decoded<usize> {
+pub fn image(
+    plan: &TablePlan,
+    event: &[u8],
+    at: usize,
+    present: &Present,
+    image: &mut Image,
+) -> Decoded<usize> {
     let mut input = Input(event.get(at..).unwrap_or_default());
-    let nulls = input.take(plan.columns.len().div_ceil(8))?;
+    let has = |i: usize| match present {
+        None => true,
+        Some(bits) => bits.get(i).copied().unwrap_or(false),
+    };
+    let count = match present {
+        None => plan.columns.len(),
+        Some(bits) => bits.iter().filter(|b| **b).count(),
+    };
+    // One bit for each column that the image has.
+    let nulls = input.take(count.div_ceil(8))?;
     image.cells.clear();
+    let mut bit = 0;
     for (i, c) in plan.columns.iter().enumerate() {
-        if nulls.get(i / 8).is_some_and(|b| b >> (i % 8) & 1 == 1) {
-            image.cells.push(None);
+        if !has(i) {
+            image.cells.push(Cell::Missing);
+            continue;
+        }
+        let null = nulls.get(bit / 8).is_some_and(|b| b >> (bit % 8) & 1 == 1);
+        bit += 1;
+        if null {
+            image.cells.push(Cell::Null);
             continue;
         }
         let len = match c.span {
@@ -568,13 +351,18 @@ pub fn image(plan: &TablePlan, event: &[u8], at: usize, image: &mut Image) -> De
         let start = event.len() - input.len();
         input.take(len)?;
         // An event is below 4 GiB: its header's size has 32 bits.
-        image.cells.push(Some((start as u32, (start + len) as u32)));
+        image
+            .cells
+            .push(Cell::At(start as u32, (start + len) as u32));
     }
     Ok(event.len() - input.len())
 }
 
-fn cell(event: &[u8], span: Option<(u32, u32)>) -> Option<&[u8]> {
-    span.and_then(|(a, b)| event.get(a as usize..b as usize))
+fn bytes_of(event: &[u8], cell: Cell) -> Option<&[u8]> {
+    match cell {
+        Cell::At(a, b) | Cell::Steps(a, b) => event.get(a as usize..b as usize),
+        _ => None,
+    }
 }
 
 /// Whether two images of one row have the same key.
@@ -582,10 +370,41 @@ fn cell(event: &[u8], span: Option<(u32, u32)>) -> Option<&[u8]> {
 /// The bytes are compared: each lake value has one form in a table's images, so equal
 /// bytes are equal values and the reverse.
 pub fn same_key(plan: &TablePlan, event: &[u8], a: &Image, b: &Image) -> bool {
-    plan.key.iter().all(|k| {
-        let of = |i: &Image| cell(event, i.cells.get(*k).copied().flatten());
-        of(a) == of(b)
-    })
+    plan.key
+        .iter()
+        .all(|k| bytes_of(event, a.cell(*k)) == bytes_of(event, b.cell(*k)))
+}
+
+/// Why a row could not be appended, and by which column of the schema.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CellError {
+    /// The schema's column, if one is to blame.
+    pub column: Option<usize>,
+    /// What is wrong.
+    pub error: DecodeError,
+}
+
+impl From<DecodeError> for CellError {
+    fn from(error: DecodeError) -> Self {
+        CellError {
+            column: None,
+            error,
+        }
+    }
+}
+
+const NO_DOCUMENT: DecodeError =
+    DecodeError::Value("the log holds a partial update of json without the document before it");
+
+/// What stands in place of a cell that the image does not have.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Missing<'a> {
+    /// Null: only the key is asked for.
+    Null,
+    /// Nothing: the column did not change.
+    Unchanged,
+    /// The default of the schema's column.
+    Defaults(&'a [OlderRows]),
 }
 
 /// Appends the image's cells to a row.
@@ -593,18 +412,45 @@ pub fn append(
     plan: &TablePlan,
     event: &[u8],
     image: &Image,
+    before: Option<&Image>,
+    missing: Missing<'_>,
     row: &mut RowWriter<'_>,
     coerced: &mut Coerced,
-) -> Decoded<()> {
-    for (c, span) in plan.columns.iter().zip(&image.cells) {
+) -> Result<(), CellError> {
+    for (at, (c, cell)) in plan.columns.iter().zip(&image.cells).enumerate() {
         let Some((i, value)) = &c.target else {
             continue;
         };
-        match cell(event, *span) {
-            Some(bytes) => {
-                let counted = push_logged(value, bytes, row.column(*i), coerced)?;
+        let fail = |error| CellError {
+            column: Some(*i),
+            error,
+        };
+        match bytes_of(event, *cell) {
+            Some(steps) if matches!(cell, Cell::Steps(..)) => {
+                let document = before.and_then(|b| bytes_of(event, b.cell(at)));
+                let document = document.ok_or(fail(NO_DOCUMENT))?;
+                let bytes = document.len() + steps.len();
+                if bytes > plan.limit {
+                    return Err(fail(DecodeError::TooLarge(bytes as u64)));
+                }
+                let counted = push_patched(document, steps, row.column(*i)).map_err(fail)?;
                 row.count(counted);
             }
+            Some(bytes) => {
+                if bytes.len() > plan.limit {
+                    return Err(fail(DecodeError::TooLarge(bytes.len() as u64)));
+                }
+                let counted = push_logged(value, bytes, row.column(*i), coerced).map_err(fail)?;
+                row.count(counted);
+            }
+            None if *cell == Cell::Missing => match missing {
+                Missing::Null => row.column(*i).push_null(),
+                Missing::Unchanged => row.unchanged(*i),
+                Missing::Defaults(defaults) => {
+                    let default = defaults.get(*i).unwrap_or(&OlderRows::Unknown);
+                    push_default(default, row.column(*i)).map_err(fail)?;
+                }
+            },
             None => row.column(*i).push_null(),
         }
     }
@@ -616,25 +462,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn long_char_columns_lend_bits_to_their_type() {
-        let c = MapColumn::new(STRING, &[0xee, 0xfc]);
-        assert_eq!((c.real_type, c.meta), (STRING, 0x1fc));
-        let c = MapColumn::new(STRING, &[247, 1]);
-        assert_eq!(
-            (c.real_type, c.meta, c.span()),
-            (ENUM, 1, Some(Span::Fixed(1)))
-        );
-        let c = MapColumn::new(BIT, &[1, 1]);
-        assert_eq!(c.span(), Some(Span::Fixed(2)));
-        assert_eq!(MapColumn::new(BLOB, &[9]).span(), None);
-    }
-
-    #[test]
     fn a_rows_header_says_whether_the_image_is_whole() {
         let body = [1, 0, 0, 0, 0, 0, 0, 0, 2, 0, 3, 0b111, 0b101];
         let h = rows_header(&body, true, true).unwrap();
-        assert_eq!((h.table_id, h.columns, h.full, h.start), (1, 3, false, 13));
-        assert!(rows_header(&body, true, false).unwrap().full);
+        assert_eq!((h.table_id, h.columns, h.start), (1, 3, 13));
+        assert_eq!(
+            (h.before, h.after),
+            (None, Some([true, false, true].into()))
+        );
+        assert_eq!(rows_header(&body, true, false).unwrap().before, None);
         assert!(rows_header(&body[..9], true, false).is_err());
         assert!(rows_header(&[1, 0, 0, 0, 0, 0, 0, 0, 1, 0, 3], true, false).is_err());
     }

@@ -23,9 +23,9 @@ pub fn days(year: u32, month: u32, day: u32) -> Option<i32> {
 }
 
 /// Year, month, day, hour, minute, second, microsecond.
-pub(super) type Parts = (u32, u32, u32, u32, u32, u32, u32);
+pub(in crate::mysql) type Parts = (u32, u32, u32, u32, u32, u32, u32);
 
-pub(super) fn instant((y, mo, d, h, mi, s, us): Parts) -> Option<i64> {
+pub(in crate::mysql) fn instant((y, mo, d, h, mi, s, us): Parts) -> Option<i64> {
     if h > 23 || mi > 59 || s > 59 {
         return None;
     }
@@ -98,4 +98,35 @@ pub(super) fn log_time(bytes: &[u8]) -> i64 {
     }
     let us = part_value * if part.len() == 1 { 10_000 } else { 100 };
     (whole << 24) + us
+}
+
+/// The parts of a timestamp, in UTC; the zero timestamp is the zero date.
+pub(super) fn moment(seconds: u64, us: u32) -> Parts {
+    if seconds == 0 && us == 0 {
+        return (0, 0, 0, 0, 0, 0, 0);
+    }
+    let (day, second) = (seconds / 86_400, (seconds % 86_400) as u32);
+    // Years begin in March here, counted from the year 0.
+    let shifted = day + 719_468;
+    let era = shifted / 146_097;
+    let of_era = shifted % 146_097;
+    let year_of_era = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
+    let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let from_march = (5 * of_year + 2) / 153;
+    let d = (of_year - (153 * from_march + 2) / 5 + 1) as u32;
+    let m = (if from_march < 10 {
+        from_march + 3
+    } else {
+        from_march - 9
+    }) as u32;
+    let y = (year_of_era + era * 400) as u32 + u32::from(m <= 2);
+    (y, m, d, second / 3600, second / 60 % 60, second % 60, us)
+}
+
+/// Writes `2024-01-02 03:04:05.678` with `digits` digits after the second.
+pub(super) fn write_moment(out: &mut Vec<u8>, parts: Parts, digits: u8) {
+    let (y, mo, d, h, mi, s, us) = parts;
+    // Writing to a vector cannot fail.
+    let _ = write!(out, "{y:04}-{mo:02}-{d:02} ");
+    write_time(out, false, (h.into(), mi, s), us, digits);
 }

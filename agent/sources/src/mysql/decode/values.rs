@@ -7,9 +7,11 @@
 use super::charset::Charset;
 use super::decimal::{decimal_text, decimal_value};
 use super::temporal::{
-    days, fraction, instant, log_time, unpack_datetime, unpack_time, write_time,
+    Parts, days, fraction, instant, log_time, moment, unpack_datetime, unpack_time, write_moment,
 };
-use super::{DecodeError, Decoded, big_endian, json, little_endian};
+use super::{
+    DecodeError, Decoded, big_endian, events, json, json_diff, little_endian, spatial, text,
+};
 use caudal_model::ColumnBuilder;
 use std::io::Write as _;
 use std::sync::Arc;
@@ -65,6 +67,14 @@ pub enum Value {
     Set(Arc<[String]>),
     /// MySQL's json
     Json,
+    /// geometry and its kin
+    Geometry,
+    /// vector, with its dimensions
+    Vector,
+    /// MariaDB's compressed columns, in the log
+    Compressed(Box<Value>),
+    /// A number whose text has at least so many characters, zeros first
+    Zerofilled(Box<Value>, u8),
     /// MariaDB's uuid
     Uuid,
     /// MariaDB's inet4
@@ -74,7 +84,8 @@ pub enum Value {
 }
 
 pub(super) const UNFIT: DecodeError = DecodeError::Value("a value does not fit its column's type");
-const TOO_LONG: DecodeError = DecodeError::Value("a value is too long for a column batch");
+pub(super) const TOO_LONG: DecodeError =
+    DecodeError::Value("a value is too long for a column batch");
 
 /// Counts of the coercions that a decoder made.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -83,7 +94,7 @@ pub struct Coerced {
     pub zero_dates: u64,
 }
 
-pub(super) fn push_int(
+pub(in crate::mysql) fn push_int(
     v: u64,
     signed: i64,
     unsigned: bool,
@@ -95,8 +106,14 @@ pub(super) fn push_int(
         ColumnBuilder::Int16(c) => c.push(wide.try_into().map_err(|_| UNFIT)?),
         ColumnBuilder::Int32(c) => c.push(wide.try_into().map_err(|_| UNFIT)?),
         ColumnBuilder::Int64(c) => c.push(wide.try_into().map_err(|_| UNFIT)?),
-        ColumnBuilder::Decimal(c, ..) => c.push(wide),
-        _ => return Err(UNFIT),
+        ColumnBuilder::Decimal(c, _, 0) => c.push(wide),
+        ColumnBuilder::Boolean(c) if (0..=1).contains(&wide) => c.push(wide == 1),
+        ColumnBuilder::Boolean(_) => {
+            return Err(DecodeError::Value("a value is neither 0 nor 1"));
+        }
+        out => {
+            text::push(out, |o| write!(o, "{wide}").map_err(|_| UNFIT))?;
+        }
     }
     Ok(())
 }
@@ -136,33 +153,45 @@ pub(super) fn push_text_with(
 }
 
 pub(super) fn push_date(
-    date: Option<i32>,
+    parts: Parts,
     out: &mut ColumnBuilder,
     coerced: &mut Coerced,
 ) -> Decoded<()> {
-    match (date, out) {
-        (Some(d), ColumnBuilder::Date32(c)) => c.push(d),
+    let (y, m, d, ..) = parts;
+    match (days(y, m, d), out) {
+        (Some(days), ColumnBuilder::Date32(c)) => c.push(days),
         (None, out @ ColumnBuilder::Date32(_)) => {
             coerced.zero_dates += 1;
             out.push_null();
         }
-        _ => return Err(UNFIT),
+        // The text has the zero date too.
+        (_, out) => {
+            text::push(out, |o| {
+                write!(o, "{y:04}-{m:02}-{d:02}").map_err(|_| UNFIT)
+            })?;
+        }
     }
     Ok(())
 }
 
-pub(super) fn push_instant(
-    us: Option<i64>,
+pub(super) fn push_moment(
+    parts: Parts,
+    digits: u8,
     out: &mut ColumnBuilder,
     coerced: &mut Coerced,
 ) -> Decoded<()> {
-    match (us, out) {
-        (Some(v), ColumnBuilder::Timestamp(c) | ColumnBuilder::TimestampUtc(c)) => c.push(v),
+    match (instant(parts), out) {
+        (Some(us), ColumnBuilder::Timestamp(c) | ColumnBuilder::TimestampUtc(c)) => c.push(us),
         (None, out @ (ColumnBuilder::Timestamp(_) | ColumnBuilder::TimestampUtc(_))) => {
             coerced.zero_dates += 1;
             out.push_null();
         }
-        _ => return Err(UNFIT),
+        (_, out) => {
+            text::push(out, |o| {
+                write_moment(o, parts, digits);
+                Ok(())
+            })?;
+        }
     }
     Ok(())
 }
@@ -204,23 +233,17 @@ pub fn push_logged(
             return push_bytes(bytes, out);
         }
         Value::Text(charset) => {
-            return push_text_with(out, bytes.len().saturating_mul(3), |o| {
+            return push_text_with(out, charset.bound(bytes.len()), |o| {
                 charset.decode(bytes, o)
             });
         }
-        Value::Binary => return push_bytes(bytes, out),
+        Value::Binary => return text::push_binary(bytes, out),
         Value::Decimal { precision, scale } => match out {
             ColumnBuilder::Decimal(c, ..) => c.push(decimal_value(bytes, *precision, *scale)?),
             _ => return push_text_with(out, 80, |o| decimal_text(bytes, *precision, *scale, o)),
         },
-        Value::Float => match out {
-            ColumnBuilder::Float32(c) => c.push(f32::from_bits(little_endian(bytes) as u32)),
-            _ => return Err(UNFIT),
-        },
-        Value::Double => match out {
-            ColumnBuilder::Float64(c) => c.push(f64::from_bits(little_endian(bytes))),
-            _ => return Err(UNFIT),
-        },
+        Value::Float => text::push_float(f32::from_bits(little_endian(bytes) as u32), out)?,
+        Value::Double => text::push_double(f64::from_bits(little_endian(bytes)), out)?,
         _ => return push_logged_rare(value, bytes, out, coerced),
     }
     Ok(0)
@@ -237,29 +260,22 @@ fn push_logged_rare(
         Value::FixedBinary(n) => return push_padded(bytes, usize::from(*n), out),
         Value::Date => {
             let v = little_endian(bytes) as u32;
-            push_date(days(v >> 9, (v >> 5) & 15, v & 31), out, coerced)?;
+            push_date((v >> 9, (v >> 5) & 15, v & 31, 0, 0, 0, 0), out, coerced)?;
         }
-        Value::DateTime(_) => {
+        Value::DateTime(digits) => {
             let (whole, part) = bytes.split_at_checked(5).unwrap_or((bytes, &[]));
             let v = big_endian(whole).wrapping_sub(0x80_0000_0000) & 0xff_ffff_ffff;
             let (y, mo, d, h, mi, s, _) = unpack_datetime(v << 24);
-            push_instant(instant((y, mo, d, h, mi, s, fraction(part))), out, coerced)?;
+            push_moment((y, mo, d, h, mi, s, fraction(part)), *digits, out, coerced)?;
         }
         Value::OldDateTime => {
             let v = little_endian(bytes);
             let two = |v: u64| (v % 100) as u32;
             let (d, t) = (v / 1_000_000, v % 1_000_000);
             let year = u32::try_from(d / 10_000).unwrap_or(0);
-            let parts = (
-                year,
-                two(d / 100),
-                two(d),
-                two(t / 10_000),
-                two(t / 100),
-                two(t),
-                0,
-            );
-            push_instant(instant(parts), out, coerced)?;
+            let (hour, minute) = (two(t / 10_000), two(t / 100));
+            let parts = (year, two(d / 100), two(d), hour, minute, two(t), 0);
+            push_moment(parts, 0, out, coerced)?;
         }
         Value::Timestamp(_) | Value::OldTimestamp => {
             let (whole, part) = bytes.split_at_checked(4).unwrap_or((bytes, &[]));
@@ -269,29 +285,26 @@ fn push_logged_rare(
             } else {
                 big_endian(whole)
             };
-            let us = seconds as i64 * 1_000_000 + i64::from(fraction(part));
-            push_instant((us != 0).then_some(us), out, coerced)?;
+            let digits = if let Value::Timestamp(d) = value {
+                *d
+            } else {
+                0
+            };
+            push_moment(moment(seconds, fraction(part)), digits, out, coerced)?;
         }
         Value::Time(digits) => {
             let (negative, hms, us) = unpack_time(log_time(bytes));
-            return push_text_with(out, 20, |o| {
-                write_time(o, negative, hms, us, *digits);
-                Ok(())
-            });
+            return text::push_time(negative, hms, us, *digits, out);
         }
         Value::OldTime => {
             let v = ((little_endian(bytes) << 40) as i64) >> 40;
             let a = v.unsigned_abs();
             let hms = (a / 10_000, (a / 100 % 100) as u32, (a % 100) as u32);
-            return push_text_with(out, 20, |o| {
-                write_time(o, v < 0, hms, 0, 0);
-                Ok(())
-            });
+            return text::push_time(v < 0, hms, 0, 0, out);
         }
         Value::Year => {
             let v = little_endian(bytes);
-            let year = if v == 0 { 0 } else { v + 1900 };
-            push_int(year, year as i64, true, out)?;
+            text::push_year(if v == 0 { 0 } else { v + 1900 }, out)?;
         }
         Value::Enum(labels) => {
             let v = little_endian(bytes) as usize;
@@ -310,9 +323,16 @@ fn push_logged_rare(
             });
         }
         Value::Json => {
-            // A control character of one byte becomes six.
-            let bound = bytes.len().saturating_mul(6);
-            return push_text_with(out, bound, |o| json::write(bytes, o));
+            return push_text_with(out, json_bound(bytes.len()), |o| json::write(bytes, o));
+        }
+        Value::Geometry => return spatial::push_geometry(bytes, out),
+        Value::Vector => return spatial::push_vector(bytes, out),
+        Value::Compressed(inner) => {
+            let unpacked = events::inflate_column(bytes)?;
+            return push_logged(inner, &unpacked, out, coerced);
+        }
+        Value::Zerofilled(inner, width) => {
+            return text::push_zerofilled(*width, out, |o| push_logged(inner, bytes, o, coerced));
         }
         Value::Uuid | Value::Inet4 | Value::Inet6 => {
             return push_text_with(out, 64, |o| write_fixed(value, bytes, o));
@@ -323,26 +343,47 @@ fn push_logged_rare(
     Ok(0)
 }
 
+/// The most that a document's text has: a control character of one byte becomes six.
+fn json_bound(bytes: usize) -> usize {
+    bytes.saturating_mul(6)
+}
+
+/// Appends the document that `diff` makes of `before`.
+pub fn push_patched(before: &[u8], diff: &[u8], out: &mut ColumnBuilder) -> Decoded<usize> {
+    let bound = json_bound(before.len().saturating_add(diff.len()));
+    push_text_with(out, bound, |o| json_diff::write(before, diff, o))
+}
+
 pub(super) fn push_bit(bytes: &[u8], out: &mut ColumnBuilder) -> Decoded<usize> {
     match out {
         ColumnBuilder::Boolean(c) => {
             c.push(bytes.iter().any(|b| *b != 0));
             Ok(0)
         }
-        _ => push_bytes(bytes, out),
+        ColumnBuilder::Int64(c) => {
+            c.push(i64::try_from(big_endian(bytes)).map_err(|_| UNFIT)?);
+            Ok(0)
+        }
+        _ => text::push_binary(bytes, out),
     }
 }
 
 pub(super) fn push_padded(bytes: &[u8], len: usize, out: &mut ColumnBuilder) -> Decoded<usize> {
-    let ColumnBuilder::Binary(c) = out else {
-        return Err(UNFIT);
-    };
     if bytes.len() > len {
         return Err(UNFIT);
     }
+    let (ColumnBuilder::Binary(c) | ColumnBuilder::Utf8(c)) = &mut *out else {
+        return Err(UNFIT);
+    };
     if !c.fits(len) {
         return Err(TOO_LONG);
     }
+    if matches!(out, ColumnBuilder::Utf8(_)) && std::str::from_utf8(bytes).is_err() {
+        return Err(text::NOT_TEXT);
+    }
+    let (ColumnBuilder::Binary(c) | ColumnBuilder::Utf8(c)) = out else {
+        return Err(UNFIT);
+    };
     c.push_with(|data| {
         data.extend_from_slice(bytes);
         data.resize(data.len() + len - bytes.len(), 0);

@@ -1,13 +1,14 @@
 //! Table maps joined with the stream's tables, and rows events into their builders.
 
 use super::{Data, MysqlTail, Step, bytes_of};
-use crate::TailEvent;
 use crate::mysql::decode::events::{self, HEADER, kind};
-use crate::mysql::decode::rows::{self, Image, Misfit, RowsHeader, TableMap, TablePlan};
+use crate::mysql::decode::rows::{
+    self, CellError, Image, Misfit, Missing, PlanOptions, Present, RowsHeader, TablePlan,
+};
+use crate::mysql::decode::table_map::{self, Collations, TableMap};
 use crate::mysql::decode::values::Coerced;
-use crate::mysql::decode::{DecodeError, Decoded, Input};
-use crate::mysql::schema::{describe, drifted, read_table};
-use caudal_model::schema::Evolution;
+use crate::mysql::decode::{DecodeError, Input};
+use caudal_model::schema::OlderRows;
 use caudal_model::{
     ChangeBuffer, Error, Op, Result, Slot, TableName, TableSchema, TransactionMeta,
 };
@@ -21,6 +22,14 @@ pub(super) struct RowsInProgress {
     pub(super) op: Op,
     pub(super) data: Data,
     pub(super) at: usize,
+    pub(super) before: Present,
+    pub(super) after: Present,
+    /// Json may stand as steps in the image after.
+    pub(super) partial: bool,
+    /// The lake may not hold the row that a key change removes.
+    pub(super) copying: bool,
+    /// What cells of an insert hold that its image does not have.
+    pub(super) defaults: Arc<[OlderRows]>,
 }
 
 /// Where the rows of an event begin, and the rows themselves if they were compressed.
@@ -28,6 +37,14 @@ pub(super) struct RowsStart {
     pub(super) plan: Arc<(Arc<TableSchema>, TablePlan)>,
     pub(super) op: Op,
     pub(super) at: usize,
+    pub(super) before: Present,
+    pub(super) after: Present,
+    /// Json may stand as steps in the image after.
+    pub(super) partial: bool,
+    /// The lake may not hold the row that a key change removes.
+    pub(super) copying: bool,
+    /// What cells of an insert hold that its image does not have.
+    pub(super) defaults: Arc<[OlderRows]>,
     pub(super) unpacked: Option<Vec<u8>>,
 }
 
@@ -42,7 +59,7 @@ impl MysqlTail {
         // Every statement repeats the map; within a file the same id means the same table.
         let id = Input(body).uint(6)?;
         if let Entry::Vacant(unknown) = self.maps.entry(id) {
-            unknown.insert(Arc::new(rows::table_map(body)?));
+            unknown.insert(Arc::new(table_map::table_map(body, self.server.flavor)?));
             self.plans.remove(&id);
         }
         if self.plans.contains_key(&id) {
@@ -62,12 +79,17 @@ impl MysqlTail {
             self.plans.insert(id, Planned::Ignored);
             return Ok(Step::Next);
         };
+        // Names that fit may belong to other columns by now.
+        if self.has_changed_columns(&table) {
+            return Ok(Step::Describe(map));
+        }
         match self.join(&map, &table, &tracked.schema) {
             Ok(plan) => {
                 let plan = Planned::Ready(Arc::new((tracked.schema.clone(), plan)));
                 self.plans.insert(id, plan);
             }
-            Err(Misfit::Changed(why)) => return Ok(Step::Describe(map, why)),
+            Err(Misfit::Changed(_)) => return Ok(Step::Describe(map)),
+            Err(Misfit::Charset(name)) => return Ok(Step::Charset(name)),
             Err(Misfit::Unreadable(why)) => {
                 let error = Error::data(&table, why).hint(format!(
                     "SET GLOBAL binlog_row_metadata = FULL, exclude the column if its type is not \
@@ -87,54 +109,20 @@ impl MysqlTail {
     ) -> Result<TablePlan, Misfit> {
         let own = self.server.options.tables.get(table);
         let excluded = own.map_or(&[][..], |o| &o.exclude_columns);
-        let own_key = own.is_some_and(|o| o.key.is_some());
-        TablePlan::new(map, schema, excluded, own_key, &self.charsets)
-    }
-
-    /// Reads the table's description, and takes it over if the log agrees with it.
-    pub(super) async fn describe(
-        &mut self,
-        map: &TableMap,
-        why: &str,
-        since_seq: i64,
-    ) -> Result<()> {
-        let table = TableName::new(map.database.clone(), map.table.clone());
-        let mut control = self.server.control().await?;
-        let now = read_table(&mut control, &table).await?;
-        let Some(tracked) = self.tracked.get(&table) else {
-            return Ok(());
+        let tracked = self.tracked.get(table);
+        let promoted = schema.key.is_empty() && tracked.is_some_and(|t| t.no_primary_key);
+        let own_key = promoted || own.is_some_and(|o| o.key.is_some());
+        let options = PlanOptions {
+            excluded,
+            own_key,
+            flavor: self.server.flavor,
+            collations: Collations {
+                names: &self.charsets,
+                tables: &self.server.charsets,
+            },
+            value_bytes: self.server.options.value_bytes,
         };
-        let Some(now) = now else {
-            self.fail(&table, drifted(&table, "it does not exist any more"));
-            return Ok(());
-        };
-        let now = describe(&now, &self.server.options, self.server.flavor);
-        if let Some(p) = now.problems.first() {
-            let error = drifted(&table, &p.reason);
-            self.fail(&table, error);
-            return Ok(());
-        }
-        match tracked.schema.evolve(
-            since_seq,
-            &now.columns,
-            &now.key,
-            tracked.next_column_id,
-            |_, _| true,
-        ) {
-            Evolution::Next(schema) if self.join(map, &table, &schema).is_ok() => {
-                let schema = Arc::new(schema);
-                let next = schema.columns.iter().map(|c| c.id + 1).max().unwrap_or(1);
-                if let Some(tracked) = self.tracked.get_mut(&table) {
-                    tracked.next_column_id = tracked.next_column_id.max(next);
-                    tracked.schema = schema.clone();
-                }
-                self.plans.clear();
-                self.events.push_back(TailEvent::Schema(schema));
-            }
-            Evolution::Recopy(reason) => self.fail(&table, drifted(&table, &reason)),
-            _ => self.fail(&table, drifted(&table, why)),
-        }
-        Ok(())
+        TablePlan::new(map, schema, options)
     }
 
     pub(super) fn rows(&mut self, event_type: u8, body: &[u8]) -> Result<Step> {
@@ -154,7 +142,7 @@ impl MysqlTail {
         };
         let id = Input(body).uint(6)?;
         if !self.plans.contains_key(&id)
-            && let step @ Step::Describe(..) = self.plan(id)?
+            && let step @ (Step::Describe(_) | Step::Charset(_)) = self.plan(id)?
         {
             return Ok(step);
         }
@@ -167,13 +155,19 @@ impl MysqlTail {
         let Some(transaction) = &mut self.transaction else {
             return Err(DecodeError::Malformed("rows outside a transaction").into());
         };
-        let mark = self.tracked.get(table).and_then(|t| t.mark.as_ref());
+        let tracked = self.tracked.get(table);
+        let copying = tracked.is_some_and(|t| t.copying);
+        let mark = tracked.and_then(|t| t.mark.as_ref());
         if mark.is_some_and(|m| transaction.identity.covered_by(m)) {
             return Ok(Step::Next);
         }
-        if !h.full {
-            let error = Error::data(table, "the log holds only part of its rows").hint(format!(
-                "SET GLOBAL binlog_row_image = FULL, then run `caudal resnapshot {table}`"
+        let own = self.server.options.tables.get(table);
+        let whole = own.is_some_and(|o| o.filter_needs_whole_rows(&plan.0.key));
+        let computed = tracked.map_or(&[][..], |t| &t.virtual_columns);
+        if let Some(why) = unusable(&plan, &h, op, whole, computed) {
+            let error = Error::data(table, why).hint(format!(
+                "SET GLOBAL binlog_row_image = FULL, reconnect its sessions, then run \
+                 `caudal resnapshot {table}`"
             ));
             let table = table.clone();
             self.fail(&table, error);
@@ -182,6 +176,10 @@ impl MysqlTail {
         if !transaction.touched.contains(table) {
             transaction.touched.push(table.clone());
         }
+        let defaults = match (op, &h.before) {
+            (Op::Insert, Some(_)) => self.defaults(&plan.0),
+            _ => Arc::default(),
+        };
         let unpacked = if compressed {
             let mut rows = Vec::new();
             events::inflate(body.get(h.start..).unwrap_or_default(), &mut rows)?;
@@ -193,21 +191,24 @@ impl MysqlTail {
             plan,
             op,
             at: HEADER + h.start,
+            partial: event_type == kind::PARTIAL_UPDATE_ROWS,
+            defaults,
+            copying,
+            before: h.before,
+            after: h.after,
             unpacked,
         }))
     }
 
-    pub(super) fn partial_rows(&mut self, body: &[u8]) -> Result<Step> {
-        let id = Input(body).uint(6)?;
-        if let Some(Planned::Ready(plan)) = self.plans.get(&id) {
-            let table = plan.0.table.clone();
-            let error =
-                Error::data(&table, "partial updates of json are not supported yet").hint(format!(
-                    "SET GLOBAL binlog_row_value_options = '', then run `caudal resnapshot {table}`"
-                ));
-            self.fail(&table, error);
-        }
-        Ok(Step::Next)
+    /// The defaults of a schema's columns.
+    fn defaults(&mut self, schema: &TableSchema) -> Arc<[OlderRows]> {
+        let Some(tracked) = self.tracked.get_mut(&schema.table) else {
+            return Arc::default();
+        };
+        tracked.used_default = true;
+        let of = |c: &caudal_model::Column| tracked.defaults.get(&c.name).cloned();
+        let all = schema.columns.iter().map(of);
+        all.map(|d| d.unwrap_or(OlderRows::Unknown)).collect()
     }
 
     /// Appends rows until the event ends or the buffer is full; returns whether it is full.
@@ -228,7 +229,7 @@ impl MysqlTail {
         let mut coerced = Coerced::default();
         let event = bytes_of(&rows.data, self.block.as_ref());
         let slot = into.slot(&rows.plan.0);
-        let (schema, plan) = &*rows.plan;
+        let schema = &rows.plan.0;
         let (before, after) = &mut self.images;
         let mut outcome = Ok(false);
         while rows.at < event.len() {
@@ -236,21 +237,11 @@ impl MysqlTail {
                 outcome = Ok(true);
                 break;
             }
-            let step = append_change(
-                plan,
-                schema.has_key(),
-                rows.op,
-                event,
-                rows.at,
-                (before, after),
-                into,
-                slot,
-                &mut coerced,
-            );
+            let step = append_change(&rows, event, (before, after), into, slot, &mut coerced);
             match step {
                 Ok(end) if end > rows.at => rows.at = end,
                 Ok(_) => {
-                    outcome = Err(DecodeError::Malformed("a row without columns"));
+                    outcome = Err(DecodeError::Malformed("a row without columns").into());
                     break;
                 }
                 Err(e) => {
@@ -267,49 +258,140 @@ impl MysqlTail {
                 }
                 Ok(full)
             }
-            Err(e @ DecodeError::Value(_)) => {
+            Err(CellError {
+                error: e @ (DecodeError::Value(_) | DecodeError::TooLarge(_)),
+                column,
+            }) => {
                 let table = schema.table.clone();
-                let error = Error::from(e).hint(format!(
-                    "exclude the column or repair the value, then run `caudal resnapshot {table}`"
-                ));
+                let column = column.and_then(|i| schema.columns.get(i));
+                let column = column.map(|c| c.name.clone());
+                let error = value_error(e, column.as_deref(), &table, &transaction.identity.text());
                 self.fail(&table, error);
                 Ok(false)
             }
-            Err(e) => Err(e.into()),
+            Err(e) => Err(e.error.into()),
         }
     }
 }
 
-/// Appends one change, of one image or two, and returns where the next begins.
-#[allow(clippy::too_many_arguments)]
-fn append_change(
-    plan: &TablePlan,
-    keyed: bool,
+/// The error of a value, with what mends it.
+pub(in crate::mysql) fn value_error(
+    e: DecodeError,
+    column: Option<&str>,
+    table: &TableName,
+    at: &str,
+) -> Error {
+    let hint = match (e, column) {
+        (DecodeError::TooLarge(_), _) => format!(
+            "raise limits.value_bytes, or exclude the column, then run `caudal resnapshot {table}`"
+        ),
+        (_, Some(column)) => format!(
+            "as = {{ {column} = \"string\" }} in [[tables.override]] carries any text; or exclude \
+             the column or repair the value; then run `caudal resnapshot {table}`"
+        ),
+        _ => format!("run `caudal resnapshot {table}`"),
+    };
+    let error = Error::from(e).hint(hint).context(format!("at {at}"));
+    match column {
+        Some(column) => error.context(format!("column {column}")),
+        None => error,
+    }
+}
+
+/// Why the rows of an event cannot be told by the columns that they have.
+fn unusable(
+    plan: &(Arc<TableSchema>, TablePlan),
+    h: &RowsHeader,
     op: Op,
+    whole: bool,
+    computed: &[String],
+) -> Option<&'static str> {
+    let (schema, plan) = plan;
+    if h.columns != plan.width() {
+        return Some("its rows in the log have another number of columns than it says");
+    }
+    // The image after an update is filled from that before it; what an insert leaves out is
+    // the column's default.
+    if !schema.has_key() && op != Op::Insert && h.before.is_some() {
+        return Some("it has no key, and the log holds only part of its rows");
+    }
+    let key = |present: &Present| match present {
+        None => true,
+        Some(bits) => plan.key().iter().all(|k| bits.get(*k) == Some(&true)),
+    };
+    if !key(&h.before) && op != Op::Insert {
+        return Some("the log holds its rows without their key");
+    }
+    if whole && (h.before.is_some() || h.after.is_some()) {
+        return Some("its filter looks at columns that the log leaves out");
+    }
+    let image = if op == Op::Insert {
+        &h.before
+    } else {
+        &h.after
+    };
+    if let (Some(bits), false) = (image, op == Op::Delete) {
+        let left_out = |(at, has): (usize, &bool)| {
+            let column = plan.column(at).and_then(|i| schema.columns.get(i));
+            !has && column.is_some_and(|c| computed.contains(&c.name))
+        };
+        if bits.iter().enumerate().any(left_out) {
+            return Some("the log leaves out a virtual column, changed or not");
+        }
+    }
+    None
+}
+
+/// Appends one change, of one image or two, and returns where the next begins.
+fn append_change(
+    rows: &RowsInProgress,
     event: &[u8],
-    at: usize,
     (before, after): (&mut Image, &mut Image),
     into: &mut ChangeBuffer,
     slot: Slot,
     coerced: &mut Coerced,
-) -> Decoded<usize> {
-    let end = rows::image(plan, event, at, before)?;
-    let mut put = |op: Op, image: &Image| {
+) -> Result<usize, CellError> {
+    let (schema, plan) = &*rows.plan;
+    let end = rows::image(plan, event, rows.at, &rows.before, before)?;
+    let mut put = |op: Op, image: &Image, before: Option<&Image>, missing: Missing<'_>| {
         let mut row = into.row(slot, op);
-        rows::append(plan, event, image, &mut row, coerced)?;
+        rows::append(plan, event, image, before, missing, &mut row, coerced)?;
         row.finish();
-        Ok(())
+        Ok::<_, CellError>(())
     };
-    if op != Op::Update {
-        put(op, before)?;
-        return Ok(end);
+    match rows.op {
+        Op::Insert => {
+            put(Op::Insert, before, None, Missing::Defaults(&rows.defaults))?;
+            return Ok(end);
+        }
+        Op::Delete => {
+            put(Op::Delete, before, None, Missing::Null)?;
+            return Ok(end);
+        }
+        _ => {}
     }
-    let end = rows::image(plan, event, end, after)?;
-    if keyed && rows::same_key(plan, event, before, after) {
-        put(Op::Update, after)?;
+    let end = if rows.partial {
+        rows::partial_image(plan, event, end, &rows.after, after)?
     } else {
-        put(Op::Delete, before)?;
-        put(Op::Insert, after)?;
+        rows::image(plan, event, end, &rows.after, after)?
+    };
+    // What did not change is left out after it, and may stand before it.
+    if rows.after.is_some() {
+        after.fill(before);
+    }
+    if schema.has_key() && rows::same_key(plan, event, before, after) {
+        put(Op::Update, after, Some(before), Missing::Unchanged)?;
+    } else {
+        if rows.copying && schema.has_key() && after.has_gaps() {
+            return Err(UNFILLED.into());
+        }
+        put(Op::Delete, before, None, Missing::Null)?;
+        put(Op::Insert, after, Some(before), Missing::Unchanged)?;
     }
     Ok(end)
 }
+
+/// A row got another key while its table was copied, and cells that did not change were not
+/// sent: neither the copy nor the log may ever hold them.
+const UNFILLED: DecodeError =
+    DecodeError::Value("a row got another key during the copy, and the log holds only part of it");
