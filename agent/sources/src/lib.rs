@@ -21,6 +21,7 @@ pub mod filter;
 #[doc(hidden)]
 pub mod fuzz;
 pub mod mysql;
+pub mod overrides;
 pub mod postgres;
 pub mod scripted;
 pub mod tls;
