@@ -12,7 +12,8 @@
 //! asks the questions if they hold.
 
 use super::flavor::{Flavor, Version, parse_version};
-use super::wire::{Connection, TextRow, Wire, WireError, unknown_plugin};
+use super::login::unknown_plugin;
+use super::wire::{Connection, TextRow, Wire, WireError};
 use crate::{SourceOptions, TlsMode};
 use async_trait::async_trait;
 use caudal_model::{Error, Kind};
@@ -232,7 +233,7 @@ fn refused_certificate(e: &mysql_async::Error) -> bool {
 
 fn login_error(e: mysql_async::Error, options: &SourceOptions) -> WireError {
     if no_tls(&e) {
-        return super::wire::no_tls();
+        return super::login::no_tls();
     }
     if refused_certificate(&e) {
         let text = "the TLS handshake with the source failed";

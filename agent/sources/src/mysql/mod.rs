@@ -22,6 +22,7 @@ pub mod decode;
 mod dump;
 pub mod flavor;
 pub mod gtid;
+mod login;
 pub mod schema;
 pub(crate) mod tail;
 pub mod wire;
