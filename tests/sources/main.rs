@@ -18,6 +18,7 @@ mod mysql_tables;
 mod mysql_values;
 mod postgres_changes;
 mod postgres_positions;
+mod postgres_schemas;
 mod postgres_streamed;
 mod postgres_tables;
 mod postgres_values;
