@@ -21,6 +21,7 @@ mod mysql_types;
 mod mysql_values;
 mod postgres_changes;
 mod postgres_positions;
+mod postgres_schemas;
 mod postgres_streamed;
 mod postgres_tables;
 mod postgres_values;

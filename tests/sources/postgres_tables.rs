@@ -27,10 +27,10 @@ async fn schema_changes_and_data_errors_stop_one_table(place: Place) {
     let (_, mut tail) = start(&*source).await;
     run_script(
         &mut db.session().await,
-        "INSERT INTO e VALUES (1, 1, 'no'); ALTER TABLE e ADD n text DEFAULT 'd', ALTER a TYPE bigint; INSERT INTO e VALUES (2, 5000000000, 'no', 'x');
+        "INSERT INTO e VALUES (1, 1, 'no'); ALTER TABLE e ALTER a TYPE bigint; ALTER TABLE e ADD n text DEFAULT 'd'; INSERT INTO e VALUES (2, 5000000000, 'no', 'x');
          INSERT INTO bad VALUES (1, 'NaN'); INSERT INTO bad VALUES (2, 1); INSERT INTO ok VALUES (1);
          CREATE TYPE color AS ENUM ('red'); ALTER TABLE ok ADD c color; INSERT INTO ok VALUES (2, 'red');
-         ALTER TABLE e DROP a; UPDATE e SET n = 'y' WHERE id = 2; ALTER TABLE e ALTER id TYPE text; INSERT INTO e VALUES ('3', NULL); INSERT INTO ok VALUES (3)",
+         ALTER TABLE e DROP a; UPDATE e SET n = 'y' WHERE id = 2; INSERT INTO ok VALUES (3)",
     )
     .await;
     let log = drain(&*source, &mut *tail, 1 << 20).await;
@@ -48,7 +48,7 @@ async fn schema_changes_and_data_errors_stop_one_table(place: Place) {
         log.events
     );
     let notable = log.notable();
-    assert_eq!(notable.len(), 5, "{notable:?}");
+    assert_eq!(notable.len(), 4, "{notable:?}");
     assert!(
         notable[1].contains("column n holds NaN") && notable[1].contains("as = { n = \"string\" }"),
         "{notable:?}"
@@ -80,7 +80,6 @@ async fn check_names_what_is_missing_and_how_to_mend_it(place: Place) {
         .map(|f| (f.check, f.subject.as_deref().unwrap_or("")))
         .collect();
     for expected in [
-        ("unsupported_column", "public.arr.a"),
         ("column_name", "public.clash._op"),
         ("replica_identity", "public.deferred"),
         ("replica_identity", "public.nokey"),

@@ -5,7 +5,9 @@ use arrow::compute::cast;
 use arrow::datatypes::{DataType, Int64Type};
 use arrow::util::display::{ArrayFormatter, FormatOptions};
 use caudal_model::{ChangeBuffer, Position, TableBatch, TableName, TableSchema, TransactionMeta};
-use caudal_sources::{ChunkEvent, ChunkReader, Source, Tail, TailEvent, TrackedTable};
+use caudal_sources::{
+    ChunkEvent, ChunkReader, DiscoveredTable, Source, Tail, TailEvent, TrackedTable,
+};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -60,6 +62,8 @@ pub struct Log {
     pub rows: Vec<String>,
     /// The events in their order: `commit`, `full`, `schema <table> v<version>`, `failed …`.
     pub events: Vec<String>,
+    /// The versions that it told of.
+    pub schemas: Vec<Arc<TableSchema>>,
     /// Where the tail stands.
     pub reached: Position,
 }
@@ -100,6 +104,7 @@ pub async fn drain_to(
     let mut into = ChangeBuffer::new(1, limit);
     let mut rows = Vec::new();
     let mut events = Vec::new();
+    let mut schemas = Vec::new();
     let mut reached = None;
     let started = std::time::Instant::now();
     loop {
@@ -113,7 +118,10 @@ pub async fn drain_to(
                 reached = Some(position);
             }
             TailEvent::Heartbeat { position } => reached = Some(position),
-            TailEvent::Schema(s) => events.push(format!("schema {} v{}", s.table, s.version)),
+            TailEvent::Schema(s) => {
+                events.push(format!("schema {} v{}", s.table, s.version));
+                schemas.push(s);
+            }
             TailEvent::TableFailed { table, error } => {
                 let hint = error.hint_text().unwrap_or("");
                 events.push(format!("failed {table}: {error} [{hint}]"));
@@ -137,6 +145,7 @@ pub async fn drain_to(
     Log {
         rows,
         events,
+        schemas,
         reached: reached.unwrap(),
     }
 }
@@ -146,16 +155,22 @@ pub async fn tracked(source: &dyn Source) -> Vec<TrackedTable> {
     let mut tables = Vec::new();
     for found in source.discover().await.unwrap() {
         assert!(found.problems.is_empty(), "{:?}", found.problems);
-        let next_column_id = found.columns.len() as i32 + 1;
-        let schema = TableSchema::first(found.table, 1, found.columns, found.key);
-        tables.push(TrackedTable {
-            schema: Arc::new(schema),
-            next_column_id,
-            mark: None,
-            copying: false,
-        });
+        tables.push(track(found));
     }
     tables
+}
+
+/// A table as a stream tracks it that has copied it.
+pub fn track(found: DiscoveredTable) -> TrackedTable {
+    let next_column_id = found.columns.len() as i32 + 1;
+    let mut schema = TableSchema::first(found.table, 1, found.columns, found.key);
+    schema.source_id = found.source_id;
+    TrackedTable {
+        schema: Arc::new(schema),
+        next_column_id,
+        mark: None,
+        copying: false,
+    }
 }
 
 /// The tables, and a tail from the position where a stream begins.

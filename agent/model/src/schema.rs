@@ -305,6 +305,10 @@ pub struct TableSchema {
     pub key: Vec<String>,
     /// The columns, in the source's order.
     pub columns: Vec<Column>,
+    /// What the source knows the table by whatever its name, in its own words, so that
+    /// another table that takes the name is not taken for this one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source_id: Option<String>,
 }
 
 /// The names that caudal adds to every file under `changes/`, with their field ids.
@@ -347,6 +351,7 @@ impl TableSchema {
             since_seq,
             key,
             columns,
+            source_id: None,
         }
     }
 
@@ -471,6 +476,7 @@ impl TableSchema {
             since_seq,
             key: key.to_vec(),
             columns,
+            source_id: self.source_id.clone(),
         })
     }
 

@@ -19,8 +19,8 @@ use crate::postgres::catalog::{ColumnType, TypeKey};
 use crate::postgres::decode::pgoutput::{self, Envelope, Message, Reader};
 use crate::postgres::decode::value::Codec;
 use crate::postgres::decode::{binary, text};
+use crate::postgres::mapping::{self as postgres_mapping, BaseType};
 use crate::postgres::relation::Relation;
-use crate::postgres::schema::{self as postgres_schema, BaseType};
 use caudal_model::schema::ColumnSpec;
 use caudal_model::{
     ChangeBuffer, ColumnBuilder, LakeType, Op, Position, TableName, TableSchema, TransactionMeta,
@@ -66,11 +66,12 @@ fn described((oid, type_mod): TypeKey) -> ColumnType {
         type_mod,
         name: String::new(),
         kind: "b".to_owned(),
-        category: String::new(),
+        extension: None,
+        delimiter: b',',
     };
     ColumnType {
         name: oid.to_string(),
-        mapped: postgres_schema::map(&base),
+        mapped: Ok(postgres_mapping::map(&base)),
     }
 }
 
@@ -91,13 +92,14 @@ impl Stream {
             .iter()
             .map(|c| (c.type_key, described(c.type_key)))
             .collect();
-        let specs = relation.specs(&types, None)?;
-        let key = relation.visible_key(&[], false);
+        let (specs, codecs) = relation.describe(&types, None)?;
+        let shown = relation.columns.iter().filter(|c| c.identity);
+        let key = shown.map(|c| c.name.clone()).collect();
         self.version += 1;
         let mut schema = TableSchema::first(relation.table.clone(), 1, specs, key);
         schema.version = self.version;
         // Whether the table is being copied is the oid's lowest bit here.
-        relation.make_plan(&Arc::new(schema), &types, None, body.oid & 1 == 1)?;
+        relation.make_plan(&Arc::new(schema), &codecs, None, body.oid & 1 == 1, 1 << 16);
         self.relations.insert(body.oid, relation);
         Ok(())
     }

@@ -144,6 +144,8 @@ pub struct SourceOptions {
 pub struct DiscoveredTable {
     /// Its name.
     pub table: TableName,
+    /// What the source knows it by whatever its name; see [`TableSchema::source_id`].
+    pub source_id: Option<String>,
     /// The columns that the lake gets, in the source's order.
     pub columns: Vec<ColumnSpec>,
     /// The key's columns in their order; empty without one.

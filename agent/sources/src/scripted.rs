@@ -229,6 +229,7 @@ impl Source for Script {
         let there = db.state_at(db.visible.max(db.acknowledged));
         let tables = db.tables.iter().filter(|(t, _)| there.contains_key(t));
         let tables = tables.map(|(table, keyed)| DiscoveredTable {
+            source_id: None,
             table: table.clone(),
             columns: vec![column("id"), column("value"), column("big")],
             key: if *keyed {

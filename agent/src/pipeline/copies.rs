@@ -208,16 +208,23 @@ impl Pipeline<'_> {
     /// The version that a copy which begins now has: the table as it is now.
     fn schema_for_copy(&mut self, t: &DiscoveredTable, epoch: &mut OpenEpoch) -> Arc<TableSchema> {
         let since = epoch.buffer.next_seq();
-        let schema = match self.schemas.get(&t.table) {
+        let mut schema = match self.schemas.get(&t.table) {
             None => TableSchema::first(t.table.clone(), since, t.columns.clone(), t.key.clone()),
             Some(old) => {
                 let next_id = self.next_column_id(&t.table);
                 match old.recopied(since, &t.columns, &t.key, next_id) {
                     Evolution::Next(schema) => schema,
-                    _ => return old.clone(),
+                    _ if old.source_id == t.source_id => return old.clone(),
+                    // Another table of the same name and shape.
+                    _ => TableSchema {
+                        version: old.version + 1,
+                        since_seq: since,
+                        ..(**old).clone()
+                    },
                 }
             }
         };
+        schema.source_id = t.source_id.clone();
         self.note_column_ids(&schema);
         let schema = Arc::new(schema);
         self.schemas.insert(t.table.clone(), schema.clone());

@@ -242,6 +242,7 @@ pub fn describe(t: &SourceTable, options: &SourceOptions, flavor: Flavor) -> Dis
         );
     }
     DiscoveredTable {
+        source_id: None,
         table: t.table.clone(),
         columns,
         key,

@@ -4,7 +4,7 @@
 //! definition did not change is described by the same words in both.
 
 use super::connect::{query_error, table_ident};
-use super::schema::{self, Mapped};
+use super::mapping::{self, BaseType, Mapped};
 use caudal_model::{Result, TableName};
 use std::collections::HashMap;
 use tokio_postgres::Client;
@@ -21,19 +21,28 @@ pub struct ColumnType {
     pub mapped: Result<Mapped, &'static str>,
 }
 
-/// The base type that a domain, or a chain of them, stands for; other types are their own.
+/// What a domain, or a chain of them, stands for, and then what an array's elements are;
+/// other types are their own. An array is what has an element type whose array it is:
+/// int2vector has elements too.
 const TYPES: &str = "
 WITH RECURSIVE chain AS (
-    SELECT a.type AS root, a.mod AS root_mod, t.oid, a.mod, t.typname, t.typtype, t.typcategory,
-           t.typbasetype, t.typtypmod, 0 AS depth
-      FROM unnest($1::oid[], $2::int4[]) AS a(type, mod) JOIN pg_type t ON t.oid = a.type
+    SELECT a.type AS root, a.mod AS root_mod, a.type AS oid, a.mod, 0 AS depth, 0 AS arrays
+      FROM unnest($1::oid[], $2::int4[]) AS a(type, mod)
     UNION ALL
-    SELECT c.root, c.root_mod, t.oid, c.typtypmod, t.typname, t.typtype, t.typcategory,
-           t.typbasetype, t.typtypmod, c.depth + 1
-      FROM chain c JOIN pg_type t ON t.oid = c.typbasetype
-     WHERE c.typtype = 'd' AND c.depth < 64)
-SELECT root, root_mod, format_type(root, root_mod), oid, mod, typname::text, typtype::text, typcategory::text
-  FROM chain WHERE typtype <> 'd'";
+    SELECT c.root, c.root_mod, next.oid, next.mod, c.depth + 1, c.arrays + next.arrays
+      FROM chain c JOIN pg_type t ON t.oid = c.oid,
+           LATERAL (SELECT t.typbasetype, t.typtypmod, 0 WHERE t.typtype = 'd'
+                    UNION ALL
+                    SELECT e.oid, c.mod, 1 FROM pg_type e
+                     WHERE e.oid = t.typelem AND e.typarray = t.oid AND c.arrays = 0) AS next(oid, mod, arrays)
+     WHERE c.depth < 64)
+SELECT c.root, c.root_mod, format_type(c.root, c.root_mod), t.oid, c.mod, t.typname::text, t.typtype::text,
+       c.arrays > 0, t.typdelim::text,
+       (SELECT x.extname::text FROM pg_depend d JOIN pg_extension x ON x.oid = d.refobjid
+         WHERE d.classid = 'pg_type'::regclass AND d.objid = t.oid AND d.deptype = 'e'
+           AND d.refclassid = 'pg_extension'::regclass LIMIT 1)
+  FROM chain c JOIN pg_type t ON t.oid = c.oid
+ WHERE c.depth = (SELECT max(depth) FROM chain d WHERE d.root = c.root AND d.root_mod = c.root_mod)";
 
 /// Looks types up. Those that no longer exist come back as unknown.
 pub async fn types(client: &Client, keys: &[TypeKey]) -> Result<HashMap<TypeKey, ColumnType>> {
@@ -56,25 +65,32 @@ pub async fn types(client: &Client, keys: &[TypeKey]) -> Result<HashMap<TypeKey,
         })
         .collect();
     for row in rows {
-        let base = schema::BaseType {
+        let base = BaseType {
             oid: row.get(3),
             type_mod: row.get(4),
             name: row.get(5),
             kind: row.get(6),
-            category: row.get(7),
+            extension: row.get(9),
+            delimiter: row.get::<_, String>(8).bytes().next().unwrap_or(b','),
         };
         let described = ColumnType {
             name: row.get(2),
-            mapped: schema::map(&base),
+            mapped: Ok(if row.get(7) {
+                mapping::map_array(&base)
+            } else {
+                mapping::map(&base)
+            }),
         };
         found.insert((row.get(0), row.get(1)), described);
     }
     Ok(found)
 }
 
-/// One column as the catalogue has it now.
-#[derive(Debug, Clone)]
+/// One column as the catalogue has it now, dropped ones included: their numbers stay.
+#[derive(Debug, Clone, Default)]
 pub struct CatalogColumn {
+    /// `attnum`, which only grows and never moves.
+    pub number: i32,
     /// Its name.
     pub name: String,
     /// Its type.
@@ -83,15 +99,31 @@ pub struct CatalogColumn {
     pub generated: String,
     /// Whether it refuses null.
     pub not_null: bool,
+    /// It was dropped; nothing else is known of it.
+    pub dropped: bool,
+    /// The text of the constant that rows from before it was added hold, if the server
+    /// keeps one instead of having written it to them.
+    pub missing: Option<String>,
 }
 
 /// The columns of tables, by the tables' oids, in the tables' order.
 pub async fn columns(client: &Client, tables: &[u32]) -> Result<HashMap<u32, Vec<CatalogColumn>>> {
+    let mut found = all_columns(client, tables).await?;
+    for columns in found.values_mut() {
+        columns.retain(|c| !c.dropped);
+    }
+    Ok(found)
+}
+
+/// The same with those that were dropped.
+async fn all_columns(client: &Client, tables: &[u32]) -> Result<HashMap<u32, Vec<CatalogColumn>>> {
     let rows = client
         .query(
-            "SELECT attrelid, attname::text, atttypid, atttypmod, attgenerated::text, attnotnull
+            "SELECT attrelid, attname::text, atttypid, atttypmod, attgenerated::text, attnotnull,
+                    attnum::int4, attisdropped,
+                    CASE WHEN atthasmissing AND NOT attisdropped THEN array_to_string(attmissingval, '') END
                FROM pg_attribute
-              WHERE attrelid = ANY($1::oid[]) AND attnum > 0 AND NOT attisdropped
+              WHERE attrelid = ANY($1::oid[]) AND attnum > 0
               ORDER BY attrelid, attnum",
             &[&tables],
         )
@@ -104,9 +136,57 @@ pub async fn columns(client: &Client, tables: &[u32]) -> Result<HashMap<u32, Vec
             type_key: (row.get(2), row.get(3)),
             generated: row.get(4),
             not_null: row.get(5),
+            number: row.get(6),
+            dropped: row.get(7),
+            missing: row.get(8),
         });
     }
     Ok(found)
+}
+
+/// A table as the catalogue has it now, whatever the log has said of it so far.
+#[derive(Debug, Clone, Default)]
+pub struct TableState {
+    /// Every column that it ever had.
+    pub columns: Vec<CatalogColumn>,
+    /// The numbers of the primary key's columns, in its order.
+    pub primary: Vec<i32>,
+    /// The file of its rows: another one whenever the table was rewritten or truncated.
+    pub file: Option<u32>,
+}
+
+/// A table by its oid; `None` if it was dropped.
+pub async fn table_state(client: &Client, oid: u32) -> Result<Option<TableState>> {
+    let before = primary_and_file(client, oid).await?;
+    let columns = all_columns(client, &[oid]).await?.remove(&oid);
+    let Some(((_, before), (primary, after))) = before.zip(primary_and_file(client, oid).await?)
+    else {
+        return Ok(None);
+    };
+    Ok(Some(TableState {
+        columns: columns.unwrap_or_default(),
+        primary,
+        // The file that the rows had both before and after the columns were read, or none.
+        file: before.filter(|_| before == after),
+    }))
+}
+
+async fn primary_and_file(client: &Client, oid: u32) -> Result<Option<(Vec<i32>, Option<u32>)>> {
+    let row = client
+        .query_opt(
+            "SELECT pg_relation_filenode(c.oid::regclass),
+                    (SELECT array_agg(k.attnum::int4 ORDER BY k.place)
+                       FROM pg_index x, unnest(x.indkey::int2[]) WITH ORDINALITY AS k(attnum, place)
+                      WHERE x.indrelid = c.oid AND x.indisprimary AND k.place <= x.indnkeyatts)
+               FROM pg_class c WHERE c.oid = $1",
+            &[&oid],
+        )
+        .await
+        .map_err(query_error)?;
+    Ok(row.map(|r| {
+        let primary = r.get::<_, Option<Vec<i32>>>(1).unwrap_or_default();
+        (primary, r.get(0))
+    }))
 }
 
 /// The oid of a table, if it exists.

@@ -390,13 +390,6 @@ async fn table_findings(
                 );
             }
         }
-        for name in options.iter().flat_map(|o| &o.exclude_columns) {
-            if !t.columns.iter().any(|c| &c.name == name) {
-                let subject = format!("{}.{name}", t.table);
-                let reason = "exclude_columns names a column that the table does not have";
-                found.push(warning("exclude_columns", reason).subject(subject));
-            }
-        }
     }
     found.extend(row_security(client, shared, tables).await?);
     Ok(found)

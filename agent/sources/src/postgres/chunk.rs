@@ -12,14 +12,17 @@ use super::catalog::{self, CatalogColumn};
 use super::connect::{self, ident, literal, query_error, table_ident};
 use super::decode::binary::{self, Row};
 use super::decode::pgoutput::Reader;
+use super::decode::text;
 use super::decode::value::{Codec, ValueError};
-use super::schema::{self, Mapped};
+use super::mapping::{self, CopyForm, Mapped};
+use super::schema;
+use super::shape::Identity;
 use super::visibility::Snapshot;
 use super::{Lsn, Shared};
 use crate::{ChunkEvent, ChunkReader};
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
-use caudal_model::schema::{ColumnSpec, Evolution};
+use caudal_model::schema::{Column, ColumnSpec, Evolution};
 use caudal_model::{
     ChangeBuffer, Chunk, Class, Error, Kind, Mark, Op, Position, Result, Slot, TableName,
     TableSchema,
@@ -50,7 +53,8 @@ pub struct PostgresReader {
 struct Copy {
     stream: Pin<Box<CopyOutStream>>,
     schema: Arc<TableSchema>,
-    codecs: Vec<Codec>,
+    columns: Vec<(Codec, CopyForm)>,
+    value_bytes: usize,
     slot: Option<Slot>,
     header: bool,
     /// What arrived and is not decoded yet.
@@ -156,13 +160,13 @@ impl PostgresReader {
     /// The columns with how to read them, if the table has the schema.
     async fn compare(&self, schema: &TableSchema) -> Result<Vec<(String, Mapped)>> {
         let table = &schema.table;
-        let gone = || {
-            Error::data(table, "the table does not exist any more")
-                .hint("take it out of [tables] include, or create it again")
-        };
+        let changed = |why: &str| Error::drift(table, format!("is not as it was: {why}"));
         let oid = catalog::table_oid(&self.client, table)
             .await?
-            .ok_or_else(gone)?;
+            .ok_or_else(|| changed("it does not exist any more"))?;
+        if Identity::held(schema).is_some_and(|held| held.oid != oid) {
+            return Err(changed("another table has its name"));
+        }
         let mut columns = catalog::columns(&self.client, &[oid]).await?;
         let columns = columns.remove(&oid).unwrap_or_default();
         let generated =
@@ -179,31 +183,22 @@ impl PostgresReader {
             let Some(described) = types.get(&c.type_key) else {
                 continue;
             };
-            let mapped = described.mapped.as_ref().map_err(|why| {
-                Error::data(
-                    table,
-                    format!("column {} ({}): {why}", c.name, described.name),
-                )
-                .hint(format!("add {} to exclude_columns of this table", c.name))
+            let (spec, mapped) = mapping::describe(&c.name, described, options).map_err(|why| {
+                let text = format!("column {} ({}): {why}", c.name, described.name);
+                Error::data(table, text)
+                    .hint(format!("add {} to exclude_columns of this table", c.name))
             })?;
-            specs.push(ColumnSpec::new(
-                c.name.clone(),
-                described.name.clone(),
-                mapped.lake.clone(),
-            ));
-            selected.push((c.name.clone(), mapped.clone()));
+            specs.push(ColumnSpec {
+                source_id: Some(c.number),
+                ..spec
+            });
+            selected.push((c.name.clone(), mapped));
         }
-        let changed = |why: String| {
-            Error::data(
-                table,
-                format!("its schema changed while it was copied: {why}"),
-            )
-            .hint(format!("run `caudal resnapshot {table}`"))
-        };
-        match schema.evolve(0, &specs, &schema.key, i32::MAX - 4096, |_, _| true) {
+        match schema.evolve(0, &specs, &schema.key, i32::MAX - 4096, mapping::retains) {
             Evolution::Same => Ok(selected),
-            Evolution::Next(_) => Err(changed("columns were added, dropped or widened".into())),
-            Evolution::Recopy(why) => Err(changed(why)),
+            Evolution::Next(next) if unnumbered(schema) == unnumbered(&next) => Ok(selected),
+            Evolution::Next(_) => Err(changed("columns were added, dropped, renamed or widened")),
+            Evolution::Recopy(why) => Err(changed(&why)),
         }
     }
 
@@ -221,6 +216,50 @@ impl PostgresReader {
             .collect()
     }
 
+    /// [`ChunkReader::start`], whose transaction an error leaves open.
+    async fn start_copy(&mut self, schema: &Arc<TableSchema>, chunk: &Chunk) -> Result<()> {
+        let exact = !schema.has_key() && self.exact.as_ref() == Some(&schema.table);
+        if !exact {
+            if !schema.has_key() {
+                return Err(Error::bug(
+                    "a table without a key is read without open_exact",
+                ));
+            }
+            self.reset().await?;
+            self.begin("READ COMMITTED", &schema.table).await?;
+        }
+        let selected = self.compare(schema).await?;
+        let list: Vec<String> = selected
+            .iter()
+            .map(|(name, m)| mapping::copy_expression(name, m.form))
+            .collect();
+        let sql = format!(
+            "COPY (SELECT {} FROM ONLY {}{}) TO STDOUT (FORMAT binary)",
+            list.join(", "),
+            table_ident(&schema.table),
+            self.condition(schema, chunk)?,
+        );
+        let stream = self
+            .client
+            .copy_out(&sql)
+            .await
+            .map_err(|e| table_error(&schema.table, e))?;
+        self.copy = Some(Copy {
+            stream: Box::pin(stream),
+            schema: schema.clone(),
+            columns: selected
+                .into_iter()
+                .map(|(_, m)| (m.codec, m.form))
+                .collect(),
+            value_bytes: self.shared.options.value_bytes,
+            slot: None,
+            header: true,
+            rest: Bytes::new(),
+            ended: false,
+        });
+        Ok(())
+    }
+
     fn condition(&self, schema: &TableSchema, chunk: &Chunk) -> Result<String> {
         let key = self.key_columns(schema)?;
         let mut parts = Vec::new();
@@ -236,6 +275,17 @@ impl PostgresReader {
             format!(" WHERE {}", parts.join(" AND "))
         })
     }
+}
+
+/// The columns without their numbers at the source, which older versions do not have.
+fn unnumbered(schema: &TableSchema) -> Vec<Column> {
+    let columns = schema.columns.iter();
+    columns
+        .map(|c| Column {
+            source_id: None,
+            ..c.clone()
+        })
+        .collect()
 }
 
 fn comparison(key: &[(&str, &str)], operator: &str, bound: &[String]) -> Result<String> {
@@ -264,7 +314,8 @@ fn table_error(table: &TableName, e: tokio_postgres::Error) -> Error {
     let code = e.code().map(|c| c.code().to_owned()).unwrap_or_default();
     let error = query_error(e);
     match code.as_str() {
-        "42P01" | "42703" | "42501" | "3F000" => Error::data(table, "the table cannot be read")
+        "42P01" | "42703" | "3F000" => Error::drift(table, "is not as it was").caused_by(error),
+        "42501" => Error::data(table, "the table cannot be read")
             .caused_by(error)
             .hint("run `caudal check`: it prints what is missing"),
         // Corrupt rows, or a value that its own output function refuses.
@@ -350,42 +401,12 @@ impl ChunkReader for PostgresReader {
     }
 
     async fn start(&mut self, schema: &Arc<TableSchema>, chunk: &Chunk) -> Result<()> {
-        let exact = !schema.has_key() && self.exact.as_ref() == Some(&schema.table);
-        if !exact {
-            if !schema.has_key() {
-                return Err(Error::bug(
-                    "a table without a key is read without open_exact",
-                ));
-            }
-            self.reset().await?;
-            self.begin("READ COMMITTED", &schema.table).await?;
+        let started = self.start_copy(schema, chunk).await;
+        if started.is_err() && self.in_transaction {
+            // Its lock would hold up who changes the table, until the reader is used again.
+            let _ = self.reset().await;
         }
-        let selected = self.compare(schema).await?;
-        let list: Vec<String> = selected
-            .iter()
-            .map(|(name, m)| schema::copy_expression(name, m.form))
-            .collect();
-        let sql = format!(
-            "COPY (SELECT {} FROM ONLY {}{}) TO STDOUT (FORMAT binary)",
-            list.join(", "),
-            table_ident(&schema.table),
-            self.condition(schema, chunk)?,
-        );
-        let stream = self
-            .client
-            .copy_out(&sql)
-            .await
-            .map_err(|e| table_error(&schema.table, e))?;
-        self.copy = Some(Copy {
-            stream: Box::pin(stream),
-            schema: schema.clone(),
-            codecs: selected.into_iter().map(|(_, m)| m.codec).collect(),
-            slot: None,
-            header: true,
-            rest: Bytes::new(),
-            ended: false,
-        });
-        Ok(())
+        started
     }
 
     async fn next(&mut self, into: &mut ChangeBuffer) -> Result<ChunkEvent> {
@@ -463,14 +484,14 @@ impl Copy {
             let bytes = held.get(at..).unwrap_or_default();
             match binary::row(bytes).map_err(|e| malformed(table, e))? {
                 Row::Whole(count, cells, len) => {
-                    if usize::from(count) != self.codecs.len() {
+                    if usize::from(count) != self.columns.len() {
                         return Err(malformed(table, ValueError::Form));
                     }
                     let slot = match self.slot {
                         Some(slot) if into.is_slot_of(slot, &self.schema) => slot,
                         _ => *self.slot.insert(into.slot(&self.schema)),
                     };
-                    append_row(&self.schema, &self.codecs, into, slot, cells)?;
+                    self.append_row(into, slot, cells)?;
                     at += len;
                 }
                 Row::End => {
@@ -483,45 +504,50 @@ impl Copy {
         self.rest = held.slice(at.min(held.len())..);
         Ok(full)
     }
-}
 
-#[inline]
-fn append_row(
-    schema: &TableSchema,
-    codecs: &[Codec],
-    into: &mut ChangeBuffer,
-    slot: Slot,
-    cells: &[u8],
-) -> Result<()> {
-    let mut row = into.row(slot, Op::Snapshot);
-    let mut cells = Reader(cells);
-    for (index, codec) in codecs.iter().enumerate() {
-        let outcome = match binary::cell(&mut cells) {
-            Ok(None) => {
-                row.column(index).push_null();
-                continue;
-            }
-            Ok(Some(value)) => {
-                if matches!(
-                    codec,
-                    Codec::Text | Codec::Jsonb | Codec::Bytea | Codec::Uuid
-                ) {
-                    row.count(value.len());
+    #[inline]
+    fn append_row(&self, into: &mut ChangeBuffer, slot: Slot, cells: &[u8]) -> Result<()> {
+        let mut row = into.row(slot, Op::Snapshot);
+        let mut cells = Reader(cells);
+        for (index, (codec, form)) in self.columns.iter().enumerate() {
+            let outcome = match binary::cell(&mut cells) {
+                Ok(None) => {
+                    row.column(index).push_null();
+                    continue;
                 }
-                binary::append(*codec, row.column(index), value)
-            }
-            Err(e) => Err(e),
-        };
-        outcome.map_err(|e| cell_error(schema, index, e))?;
+                Ok(Some(value)) if value.len() > self.value_bytes => Err(ValueError::Large {
+                    bytes: value.len(),
+                    limit: self.value_bytes,
+                }),
+                Ok(Some(value)) => {
+                    if codec.is_variable() {
+                        row.count(value.len());
+                    }
+                    // What was selected as text is text.
+                    match form {
+                        CopyForm::Plain => binary::append(*codec, row.column(index), value),
+                        CopyForm::Cast | CopyForm::Output => {
+                            text::append(*codec, row.column(index), value)
+                        }
+                    }
+                }
+                Err(e) => Err(e),
+            };
+            outcome.map_err(|e| cell_error(&self.schema, index, e))?;
+        }
+        row.finish();
+        Ok(())
     }
-    row.finish();
-    Ok(())
 }
 
 fn cell_error(schema: &TableSchema, index: usize, e: ValueError) -> Error {
     let column = schema.columns.get(index).map_or("?", |c| c.name.as_str());
     let table = &schema.table;
-    let hint = if e.text_helps() {
+    let hint = if matches!(e, ValueError::Large { .. }) {
+        format!(
+            "raise limits.value_bytes or add {column} to exclude_columns of this table, then run `caudal resnapshot {table}`"
+        )
+    } else if e.text_helps() {
         format!(
             "set as = {{ {column} = \"string\" }} for this table, then run `caudal resnapshot {table}`"
         )

@@ -17,10 +17,14 @@ mod check;
 mod chunk;
 mod connect;
 pub mod decode;
+mod decoder;
 mod lsn;
+pub(crate) mod mapping;
+mod names;
 pub(crate) mod relation;
 mod replication;
-pub(crate) mod schema;
+mod schema;
+mod shape;
 mod slot;
 mod staging;
 mod tail;
@@ -33,6 +37,8 @@ pub(crate) struct Shared {
     pub(crate) options: SourceOptions,
     /// INV-5: commits that the tail has delivered.
     pub(crate) delivered: visibility::Delivered,
+    /// What the catalogue was seen to call the selected tables.
+    pub(crate) names: names::Names,
     /// One connection for questions, opened when it is first needed.
     control: tokio::sync::Mutex<Option<Arc<Client>>>,
 }
@@ -87,6 +93,7 @@ impl PostgresSource {
         let shared = Shared {
             options,
             delivered: visibility::Delivered::default(),
+            names: names::Names::default(),
             control: tokio::sync::Mutex::new(None),
         };
         slot::validate_name(&shared.slot())?;
@@ -116,6 +123,10 @@ impl Source for PostgresSource {
 
     async fn add_tables(&self, tables: &[TableName]) -> Result<()> {
         slot::add_tables(&self.shared, tables).await
+    }
+
+    async fn catalog_mark(&self) -> Result<Option<String>> {
+        names::look(&self.shared).await.map(Some)
     }
 
     async fn current_position(&self) -> Result<Position> {

@@ -3,10 +3,12 @@
 //! A [`RowPlan`] is made once for a table's `Relation` message and schema version,
 //! and says for each cell of the wire where it goes; the rows then need no look-up.
 
-use super::catalog::{ColumnType, TypeKey};
+use super::catalog::{ColumnType, TableState, TypeKey};
 use super::decode::pgoutput::{Cell, Old, RelationBody, RowBody, Tuple};
 use super::decode::text;
 use super::decode::value::{Codec, ValueError};
+use super::mapping;
+use super::visibility::Snapshot;
 use crate::TableOptions;
 use caudal_model::schema::ColumnSpec;
 use caudal_model::{
@@ -39,6 +41,20 @@ pub struct Relation {
     pub planned: u64,
     /// How its rows are written; `None` if the tail does not carry the table.
     pub plan: Option<RowPlan>,
+    /// The table in the catalogue, looked up after this message came.
+    pub now: Looked,
+}
+
+/// What a look-up of a table gave.
+#[derive(Debug, Clone, Default)]
+pub enum Looked {
+    /// It has not been looked up.
+    #[default]
+    NotYet,
+    /// It exists.
+    There(Arc<TableState>),
+    /// It was dropped since.
+    Gone,
 }
 
 impl Relation {
@@ -73,6 +89,7 @@ impl Relation {
             columns,
             planned: 0,
             plan: None,
+            now: Looked::NotYet,
         })
     }
 
@@ -85,71 +102,55 @@ impl Relation {
             .collect()
     }
 
-    /// The columns as the lake would have them.
-    pub fn specs(
+    /// The columns that the lake gets, and how each column of the message is read.
+    pub fn describe(
         &self,
         types: &HashMap<TypeKey, ColumnType>,
         options: Option<&TableOptions>,
-    ) -> Result<Vec<ColumnSpec>> {
-        let excluded = |name: &String| options.is_some_and(|o| o.exclude_columns.contains(name));
+    ) -> Result<(Vec<ColumnSpec>, Vec<Option<Codec>>)> {
         let mut specs = Vec::with_capacity(self.columns.len());
-        for c in self.columns.iter().filter(|c| !excluded(&c.name)) {
+        let mut codecs = Vec::with_capacity(self.columns.len());
+        for c in &self.columns {
+            if options.is_some_and(|o| o.exclude_columns.contains(&c.name)) {
+                codecs.push(None);
+                continue;
+            }
             let described = types
                 .get(&c.type_key)
                 .ok_or_else(|| Error::bug("a type was not looked up"))?;
-            match &described.mapped {
-                Ok(mapped) => specs.push(ColumnSpec::new(
-                    c.name.clone(),
-                    described.name.clone(),
-                    mapped.lake.clone(),
-                )),
-                Err(why) => {
-                    let text = format!("column {} ({}): {why}", c.name, described.name);
-                    return Err(Error::data(&self.table, text).hint(format!(
-                        "add {} to exclude_columns of this table, then run `caudal resnapshot {}`",
-                        c.name, self.table
-                    )));
-                }
-            }
+            let (spec, mapped) = mapping::describe(&c.name, described, options).map_err(|why| {
+                let text = format!("column {} ({}): {why}", c.name, described.name);
+                Error::data(&self.table, text).hint(format!(
+                    "add {} to exclude_columns of this table, then run `caudal resnapshot {}`",
+                    c.name, self.table
+                ))
+            })?;
+            specs.push(spec);
+            codecs.push(Some(mapped.codec));
         }
-        Ok(specs)
+        Ok((specs, codecs))
     }
 
-    /// The key that the log shows, for a table whose key is its primary key: it can
-    /// be told from the message only while that is the replica identity.
-    pub fn visible_key(&self, held: &[String], overridden: bool) -> Vec<String> {
-        let shown: Vec<&String> = self
-            .columns
-            .iter()
-            .filter(|c| c.identity)
-            .map(|c| &c.name)
-            .collect();
-        let same = shown.len() == held.len() && held.iter().all(|k| shown.contains(&k));
-        if overridden || self.identity != b'd' || same {
-            return held.to_vec();
-        }
-        shown.into_iter().cloned().collect()
-    }
-
-    /// Makes the plan for a schema version that has exactly [`Self::specs`].
+    /// Makes the plan for a schema version that has exactly the columns of
+    /// [`Self::describe`], whose codecs these are.
     pub fn make_plan(
         &mut self,
         schema: &Arc<TableSchema>,
-        types: &HashMap<TypeKey, ColumnType>,
-        hidden: Option<crate::postgres::visibility::Snapshot>,
+        codecs: &[Option<Codec>],
+        hidden: Option<Snapshot>,
         copying: bool,
-    ) -> Result<()> {
+        value_bytes: usize,
+    ) {
         let mut targets = Vec::with_capacity(self.columns.len());
         let mut covered = 0;
-        for c in &self.columns {
+        for (c, codec) in self.columns.iter().zip(codecs) {
             let index = schema.columns.iter().position(|s| s.name == c.name);
-            let mapped = types.get(&c.type_key).and_then(|t| t.mapped.as_ref().ok());
             let is_key = schema.key.contains(&c.name);
             covered += usize::from(is_key && c.identity);
-            targets.push(match (index, mapped) {
-                (Some(index), Some(mapped)) => Some(Target {
+            targets.push(match (index, codec) {
+                (Some(index), Some(codec)) => Some(Target {
                     index,
-                    codec: mapped.codec,
+                    codec: *codec,
                     is_key,
                 }),
                 _ => None,
@@ -162,8 +163,8 @@ impl Relation {
             slot: None,
             hidden,
             copying,
+            value_bytes,
         });
-        Ok(())
     }
 }
 
@@ -184,9 +185,11 @@ pub struct RowPlan {
     identified: bool,
     slot: Option<Slot>,
     /// INV-6: transactions that an exact read saw.
-    pub hidden: Option<crate::postgres::visibility::Snapshot>,
+    pub hidden: Option<Snapshot>,
     /// The lake may not hold the row that a key change removes.
     copying: bool,
+    /// The most bytes of one value.
+    value_bytes: usize,
 }
 
 /// Why a row cannot be written: the column on the wire and the reason.
@@ -298,21 +301,35 @@ impl RowPlan {
             };
             match cell {
                 Cell::Text(value) => {
+                    if value.len() > self.value_bytes {
+                        self.fits(wire, target.codec, value.len())?;
+                    }
                     text::append(target.codec, row.column(target.index), value)
                         .map_err(|e| RowError::Cell(wire, e))?;
-                    if matches!(
-                        target.codec,
-                        Codec::Text | Codec::Jsonb | Codec::Bytea | Codec::Uuid
-                    ) {
+                    if target.codec.is_variable() {
                         row.count(value.len());
                     }
                 }
                 Cell::Null => row.column(target.index).push_null(),
                 Cell::Unchanged => row.unchanged(target.index),
+                Cell::Large(len) => return Err(self.too_large(wire, target.codec, len)),
             }
         }
         row.finish();
         Ok(())
+    }
+
+    #[cold]
+    fn fits(&self, wire: usize, codec: Codec, len: usize) -> Result<(), RowError> {
+        if codec.value_bytes(len) > self.value_bytes {
+            return Err(self.too_large(wire, codec, len));
+        }
+        Ok(())
+    }
+
+    fn too_large(&self, wire: usize, codec: Codec, len: usize) -> RowError {
+        let (bytes, limit) = (codec.value_bytes(len), self.value_bytes);
+        RowError::Cell(wire, ValueError::Large { bytes, limit })
     }
 
     /// The first carried cell that neither tuple has.
@@ -351,7 +368,11 @@ impl Relation {
         match error {
             RowError::Cell(wire, e) => {
                 let column = self.columns.get(wire).map_or("?", |c| c.name.as_str());
-                let hint = if e.text_helps() {
+                let hint = if matches!(e, ValueError::Large { .. }) {
+                    format!(
+                        "raise limits.value_bytes or add {column} to exclude_columns of this table, {again}"
+                    )
+                } else if e.text_helps() {
                     format!("set as = {{ {column} = \"string\" }} for this table, {again}")
                 } else {
                     format!(

@@ -1,147 +1,14 @@
-//! Tables as the stream sees them: discovery, and the mapping of types.
+//! Tables as the stream sees them: discovery.
 
 use super::Shared;
 use super::catalog::{self, CatalogColumn, ColumnType, TypeKey};
 use super::connect::{ident, query_error, table_ident};
-use super::decode::value::Codec;
-use crate::{DiscoveredTable, TableOptions};
+use super::mapping;
+use super::shape::Identity;
+use crate::{DiscoveredTable, TableOptions, overrides};
 use caudal_model::schema::{ColumnSpec, META_COLUMNS};
-use caudal_model::{Finding, LakeType, Result, Severity, TableName};
+use caudal_model::{Finding, Result, Severity, TableName, TableSchema};
 use std::collections::{BTreeMap, HashMap};
-
-/// A type that is no domain.
-#[derive(Debug, Clone)]
-pub struct BaseType {
-    /// Its oid.
-    pub oid: u32,
-    /// The column's or the domain's modifier; -1 without one.
-    pub type_mod: i32,
-    /// Its name.
-    pub name: String,
-    /// `pg_type.typtype`.
-    pub kind: String,
-    /// `pg_type.typcategory`.
-    pub category: String,
-}
-
-/// How a snapshot selects a column, so that it gives what the log has.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum CopyForm {
-    /// As it is, in its binary form.
-    Plain,
-    /// Cast to text, where the cast is the type's output function.
-    Cast,
-    /// Through the type's output function: casts of some types print otherwise
-    /// (inet adds its mask, xml keeps the encoding, char drops its padding).
-    Output,
-}
-
-/// How a type is carried.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Mapped {
-    /// Its type in the lake.
-    pub lake: LakeType,
-    /// How its values are read.
-    pub codec: Codec,
-    /// How a snapshot selects it.
-    pub form: CopyForm,
-    /// Whether its operators are the system's own, which a session with a pinned
-    /// `search_path` finds: others would be compared as what they cast to.
-    pub ranged: bool,
-}
-
-/// The first oid that is not of the system itself.
-const FIRST_USER_OID: u32 = 16_384;
-
-/// How a type is carried, or why it cannot be yet.
-pub fn map(base: &BaseType) -> Result<Mapped, &'static str> {
-    let ranged = base.oid < FIRST_USER_OID || base.kind == "e";
-    let plain = |lake, codec| {
-        Ok(Mapped {
-            lake,
-            codec,
-            form: CopyForm::Plain,
-            ranged,
-        })
-    };
-    let text = |form| {
-        Ok(Mapped {
-            lake: LakeType::Utf8,
-            codec: Codec::Text,
-            form,
-            ranged,
-        })
-    };
-    if base.category == "A" {
-        return Err("arrays are not supported yet");
-    }
-    match base.oid {
-        16 => plain(LakeType::Boolean, Codec::Bool),
-        17 => plain(LakeType::Binary, Codec::Bytea),
-        20 => plain(LakeType::Int64, Codec::Int),
-        21 => plain(LakeType::Int16, Codec::Int),
-        23 => plain(LakeType::Int32, Codec::Int),
-        26 => plain(LakeType::Int64, Codec::Oid),
-        700 => plain(LakeType::Float32, Codec::Float4),
-        701 => plain(LakeType::Float64, Codec::Float8),
-        790 => plain(
-            LakeType::Decimal {
-                precision: 19,
-                scale: 2,
-            },
-            Codec::Money,
-        ),
-        1082 => plain(LakeType::Date32, Codec::Date),
-        1083 => plain(LakeType::Time64, Codec::Time),
-        1114 => plain(LakeType::Timestamp, Codec::Timestamp),
-        1184 => plain(LakeType::TimestampUtc, Codec::Timestamp),
-        1700 => match numeric(base.type_mod) {
-            Some(lake) => plain(lake, Codec::Numeric),
-            None => text(CopyForm::Cast),
-        },
-        2950 => plain(LakeType::Utf8, Codec::Uuid),
-        3802 => plain(LakeType::Utf8, Codec::Jsonb),
-        // text, varchar, char(n), name and json are their own text in binary.
-        19 | 25 | 114 | 1042 | 1043 => text(CopyForm::Plain),
-        18 | 142 | 650 | 869 => text(CopyForm::Output),
-        oid if oid < FIRST_USER_OID => text(CopyForm::Cast),
-        _ => match (base.kind.as_str(), base.name.as_str()) {
-            // An enum's binary form is its label.
-            ("e", _) => text(CopyForm::Plain),
-            ("b", "citext") => text(CopyForm::Cast),
-            ("b", "hstore") => Err("hstore is not supported yet"),
-            ("b", "geometry" | "geography") => Err("PostGIS types are not supported yet"),
-            ("b", "vector") => Err("pgvector's vector is not supported yet"),
-            _ => text(CopyForm::Output),
-        },
-    }
-}
-
-/// The decimal of a numeric's modifier, if the lake has it.
-fn numeric(type_mod: i32) -> Option<LakeType> {
-    let packed = type_mod.checked_sub(4).filter(|p| *p >= 0)?;
-    let precision = (packed >> 16) & 0xffff;
-    // Eleven bits, signed; servers before 15 only wrote 0 to 1000.
-    let scale = ((packed & 0x7ff) ^ 1024) - 1024;
-    if (1..=38).contains(&precision) && (0..=precision).contains(&scale) {
-        let (precision, scale) = (u8::try_from(precision).ok()?, u8::try_from(scale).ok()?);
-        return Some(LakeType::Decimal { precision, scale });
-    }
-    None
-}
-
-/// The expression that selects a column for a copy.
-pub fn copy_expression(name: &str, form: CopyForm) -> String {
-    let column = ident(name);
-    match form {
-        CopyForm::Plain => column,
-        CopyForm::Cast => format!("{column}::text"),
-        // num_nulls, because a composite of nulls IS NULL without being null.
-        CopyForm::Output => {
-            format!("CASE WHEN num_nulls({column}) = 0 THEN format('%s', {column}) END")
-        }
-    }
-}
 
 /// What the catalogue says about a table.
 pub(super) struct CatalogTable {
@@ -159,6 +26,8 @@ pub(super) struct CatalogTable {
     /// Columns of the identity that updates and deletes carry, unless it is FULL.
     pub identity_columns: Vec<String>,
     pub columns: Vec<CatalogColumn>,
+    /// See [`catalog::TableState::file`].
+    pub file: Option<u32>,
 }
 
 const TABLES: &str = "
@@ -166,7 +35,7 @@ SELECT c.oid, n.nspname::text, c.relname::text, c.relkind::text, c.relpersistenc
        c.relreplident::text, c.reltuples,
        CASE WHEN c.relkind = 'r' THEN pg_relation_size(c.oid) ELSE 0 END,
        has_schema_privilege(n.oid, 'USAGE') AND has_any_column_privilege(c.oid, 'SELECT'),
-       p.keys, i.keys
+       p.keys, i.keys, pg_relation_filenode(c.oid)
   FROM pg_class c
   JOIN pg_namespace n ON n.oid = c.relnamespace
   LEFT JOIN LATERAL (
@@ -207,6 +76,7 @@ pub(super) async fn catalog_tables(
             primary: row.get::<_, Option<Vec<String>>>(9).unwrap_or_default(),
             identity_columns: row.get::<_, Option<Vec<String>>>(10).unwrap_or_default(),
             columns: Vec::new(),
+            file: row.get(11),
         });
     }
     let oids: Vec<u32> = tables.iter().map(|t| t.oid).collect();
@@ -243,6 +113,10 @@ pub(super) async fn discover(shared: &Shared) -> Result<Vec<DiscoveredTable>> {
     let tables = catalog_tables(&client, shared).await?;
     let types = column_types(&client, tables.iter().flat_map(|t| &t.columns)).await?;
     let generated = catalog::carries_generated(&client, &shared.publication()).await?;
+    for t in &tables {
+        // The file was read before the columns were, so it is that of these columns or older.
+        shared.names.saw(t.oid, t.file, &t.columns);
+    }
     Ok(tables
         .iter()
         .map(|t| describe(shared, t, &types, generated))
@@ -272,12 +146,11 @@ fn describe(
         let Some(described) = types.get(&c.type_key) else {
             continue;
         };
-        match &described.mapped {
-            Ok(mapped) => columns.push(ColumnSpec::new(
-                c.name.clone(),
-                described.name.clone(),
-                mapped.lake.clone(),
-            )),
+        match mapping::describe(&c.name, described, options) {
+            Ok((spec, _)) => columns.push(ColumnSpec {
+                source_id: Some(c.number),
+                ..spec
+            }),
             Err(why) => problems.push(
                 error(
                     "unsupported_column",
@@ -291,8 +164,11 @@ fn describe(
     let key = options
         .and_then(|o| o.key.clone())
         .unwrap_or_else(|| t.primary.clone());
-    problems.extend(key_problems(t, &key, &columns));
+    problems.extend(key_problems(t, &key));
     problems.extend(identity_problem(t, &key));
+    if let Some(options) = options {
+        problems.extend(override_problems(t, options, &key, &columns));
+    }
     if !t.readable {
         let reason = "the user may not read the table".to_owned();
         let user = ident(&shared.options.user);
@@ -308,6 +184,7 @@ fn describe(
     let guess = bytes / (28 + 12 * t.columns.len().max(1) as u64);
     DiscoveredTable {
         table: t.table.clone(),
+        source_id: Some(Identity::of(t.oid, &t.columns).to_string()),
         columns,
         key,
         estimated_rows: if t.rows < 0.0 { guess } else { t.rows as u64 },
@@ -315,6 +192,32 @@ fn describe(
         problems,
     }
 }
+
+/// What the override asks for and cannot be had.
+fn override_problems(
+    t: &CatalogTable,
+    options: &TableOptions,
+    key: &[String],
+    columns: &[ColumnSpec],
+) -> Vec<Finding> {
+    let names: Vec<String> = t.columns.iter().map(|c| c.name.clone()).collect();
+    let mut problems = overrides::problems(&t.table, &names, key, options);
+    let schema = TableSchema::first(t.table.clone(), 0, columns.to_vec(), key.to_vec());
+    problems.extend(overrides::filter_problem(&schema, options));
+    if t.kind == "r" && t.identity != "f" && options.filter_needs_whole_rows(key) {
+        let table = table_ident(&t.table);
+        problems.push(
+            Finding::new(Severity::Error, "replica_identity", NEEDS_WHOLE_ROWS)
+                .subject(&t.table)
+                .mend(format!("ALTER TABLE {table} REPLICA IDENTITY FULL;")),
+        );
+    }
+    problems
+}
+
+/// Why a filter needs replica identity FULL.
+pub(super) const NEEDS_WHOLE_ROWS: &str =
+    "the filter looks at columns outside the key, so the log must carry whole old rows";
 
 fn exclude(t: &CatalogTable, column: &str) -> String {
     format!(
@@ -342,40 +245,23 @@ fn kind_problems(t: &CatalogTable) -> Vec<Finding> {
     }
 }
 
-fn key_problems(t: &CatalogTable, key: &[String], columns: &[ColumnSpec]) -> Vec<Finding> {
-    let mut problems = Vec::new();
-    for k in key {
-        let subject = format!("{}.{k}", t.table);
-        let mut error = |check, reason: &str, mend: String| {
-            let finding = Finding::new(Severity::Error, check, reason)
-                .subject(&subject)
-                .mend(mend);
-            problems.push(finding);
-        };
-        let keep = "in the config: take it out of exclude_columns, or name another key".to_owned();
-        match t.columns.iter().find(|c| &c.name == k) {
-            None => error(
-                "key",
-                "the key names a column that the table does not have",
-                keep,
-            ),
-            Some(_) if !columns.iter().any(|c| &c.name == k) => {
-                error("key", "a key column is left out of the lake", keep);
-            }
-            // A range never finds null.
-            Some(c) if !c.not_null => error(
-                "key",
-                "a key column may be null",
-                format!(
+/// A key names a column that may be null: a range never finds null.
+fn key_problems(t: &CatalogTable, key: &[String]) -> Vec<Finding> {
+    let nullable = t
+        .columns
+        .iter()
+        .filter(|c| key.contains(&c.name) && !c.not_null);
+    nullable
+        .map(|c| {
+            Finding::new(Severity::Error, "key", "a key column may be null")
+                .subject(format!("{}.{}", t.table, c.name))
+                .mend(format!(
                     "ALTER TABLE {} ALTER COLUMN {} SET NOT NULL;",
                     table_ident(&t.table),
-                    ident(k)
-                ),
-            ),
-            Some(_) => {}
-        }
-    }
-    problems
+                    ident(&c.name)
+                ))
+        })
+        .collect()
 }
 
 fn identity_problem(t: &CatalogTable, key: &[String]) -> Option<Finding> {
@@ -411,58 +297,4 @@ fn identity_problem(t: &CatalogTable, key: &[String]) -> Option<Finding> {
             .subject(&t.table)
             .mend(mend),
     )
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn base(oid: u32, type_mod: i32) -> BaseType {
-        BaseType {
-            oid,
-            type_mod,
-            name: "t".into(),
-            kind: "b".into(),
-            category: "X".into(),
-        }
-    }
-
-    #[test]
-    fn numerics_become_decimals_only_where_the_lake_has_them() {
-        let type_mod = |p: i32, s: i32| ((p << 16) | (s & 0x7ff)) + 4;
-        let lake = |p, s| map(&base(1700, type_mod(p, s))).unwrap().lake;
-        assert_eq!(
-            lake(12, 2),
-            LakeType::Decimal {
-                precision: 12,
-                scale: 2
-            }
-        );
-        assert_eq!(
-            lake(38, 38),
-            LakeType::Decimal {
-                precision: 38,
-                scale: 38
-            }
-        );
-        for (p, s) in [(39, 0), (5, -2), (3, 5), (1000, 1000)] {
-            assert_eq!(lake(p, s), LakeType::Utf8, "{p} {s}");
-        }
-        assert_eq!(map(&base(1700, -1)).unwrap().lake, LakeType::Utf8);
-    }
-
-    #[test]
-    fn types_without_a_plain_text_cast_go_through_their_output_function() {
-        assert_eq!(map(&base(869, -1)).unwrap().form, CopyForm::Output);
-        assert_eq!(map(&base(1186, -1)).unwrap().form, CopyForm::Cast);
-        assert_eq!(map(&base(1042, 9)).unwrap().form, CopyForm::Plain);
-        assert_eq!(map(&base(70_000, -1)).unwrap().form, CopyForm::Output);
-        assert!(
-            map(&BaseType {
-                category: "A".into(),
-                ..base(1007, -1)
-            })
-            .is_err()
-        );
-    }
 }

@@ -2,10 +2,16 @@
 //!
 //! A table that joins a publication is carried from the moment on that the server
 //! reads the new catalogue, which for a transaction that is already writing to it is
-//! in its middle. So [`add_tables`] waits, after the change, until every transaction
-//! that then held a write lock on one of the tables is gone: whatever they wrote
-//! before is visible to the copy that follows. A new slot needs no such wait, because
-//! its creation waits for every running transaction itself.
+//! in its middle, and servers before 14.18, 15.13, 16.9 and 17.5 may keep an answer that
+//! they formed for such a transaction, "not published", for later ones too. So after the
+//! change [`publish`] waits until every transaction that then held a write lock on one of
+//! the tables is gone; changes the publication once more without changing anything, so
+//! that whatever the server kept of it is dropped behind the last of them; and waits
+//! for those that hold a write lock then. What any of them wrote is visible to the copy that
+//! follows, and what comes later is in the log. Both is done whenever tables are added to
+//! the stream, even if they are in the publication already: an earlier try may have ended
+//! while it waited. A new slot needs no such wait, because its creation waits for every
+//! running transaction itself.
 
 use super::connect::{self, ident, is_denied, literal, query_error, table_ident};
 use super::{Lsn, Shared, catalog};
@@ -14,6 +20,9 @@ use caudal_model::{Error, Kind, Position, Result, TableName};
 use std::future::Future;
 use std::time::{Duration, Instant};
 use tokio_postgres::Client;
+
+/// How long new tables wait for transactions that were writing to them.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The server's `NAMEDATALEN` - 1.
 const NAME_BYTES: usize = 63;
@@ -177,26 +186,49 @@ async fn publish(client: &Client, shared: &Shared, tables: &[TableName]) -> Resu
         .filter(|t| !held.as_ref().is_some_and(|h| h.contains(t)))
         .cloned()
         .collect();
-    if held.is_some() && missing.is_empty() {
-        return Ok(());
+    if held.is_none() || !missing.is_empty() {
+        let generated = held.is_none() && any_generated(client, tables).await?;
+        let sql = publication_sql(&name, held.is_some(), &missing, generated);
+        client.batch_execute(&sql).await.map_err(|e| {
+            let error = query_error(e);
+            if is_denied(&error) {
+                let what = if held.is_some() { "extend" } else { "create" };
+                Error::fatal(
+                    Kind::Prerequisite,
+                    format!("the user may not {what} the publication {name}"),
+                )
+                .caused_by(error)
+                .hint(format!("as the owner of the tables, or a superuser: {sql}"))
+            } else {
+                error.context(format!("preparing the publication {name}"))
+            }
+        })?;
     }
-    let generated = held.is_none() && any_generated(client, tables).await?;
-    let sql = publication_sql(&name, held.is_some(), &missing, generated);
-    client.batch_execute(&sql).await.map_err(|e| {
-        let error = query_error(e);
-        if is_denied(&error) {
-            let what = if held.is_some() { "extend" } else { "create" };
-            Error::fatal(
-                Kind::Prerequisite,
-                format!("the user may not {what} the publication {name}"),
-            )
-            .caused_by(error)
-            .hint(format!("as the owner of the tables, or a superuser: {sql}"))
-        } else {
-            error.context(format!("preparing the publication {name}"))
-        }
-    })?;
-    await_writers(client, &missing).await
+    await_writers(client, tables).await?;
+    if touch(client, &name).await? {
+        await_writers(client, tables).await?;
+    }
+    Ok(())
+}
+
+/// Has the server forget what it keeps of the publication; `false` if the user may not.
+async fn touch(client: &Client, publication: &str) -> Result<bool> {
+    let row = client
+        .query_opt(
+            "SELECT pubviaroot FROM pg_publication
+              WHERE pubname = $1 AND pg_has_role(pubowner, 'USAGE') AND NOT puballtables",
+            &[&publication],
+        )
+        .await
+        .map_err(query_error)?;
+    let Some(row) = row else { return Ok(false) };
+    let sql = format!(
+        "ALTER PUBLICATION {} SET (publish_via_partition_root = {})",
+        ident(publication),
+        row.get::<_, bool>(0)
+    );
+    client.batch_execute(&sql).await.map_err(query_error)?;
+    Ok(true)
 }
 
 async fn any_generated(client: &Client, tables: &[TableName]) -> Result<bool> {
@@ -217,15 +249,16 @@ async fn any_generated(client: &Client, tables: &[TableName]) -> Result<bool> {
 }
 
 /// Waits for the transactions that hold a write lock on one of the tables now.
+///
+/// Errors: a retryable one that names a transaction which does not end.
 async fn await_writers(client: &Client, tables: &[TableName]) -> Result<()> {
     let names: Vec<String> = tables.iter().map(table_ident).collect();
     let mut waiting: Option<Vec<String>> = None;
     let started = Instant::now();
-    let mut told = Duration::ZERO;
     loop {
         let rows = client
             .query(
-                "SELECT DISTINCT virtualtransaction FROM pg_locks
+                "SELECT DISTINCT virtualtransaction, pid, relation::regclass::text FROM pg_locks
                   WHERE locktype = 'relation' AND granted
                     AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
                     AND relation = ANY(SELECT to_regclass(n)::oid FROM unnest($1::text[]) n)
@@ -239,17 +272,27 @@ async fn await_writers(client: &Client, tables: &[TableName]) -> Result<()> {
             None => waiting = Some(now),
             Some(first) => first.retain(|w| now.contains(w)),
         }
-        if waiting.as_ref().is_some_and(Vec::is_empty) {
-            return Ok(());
-        }
-        if started.elapsed() >= told + Duration::from_secs(10) {
-            told = started.elapsed();
-            tracing::warn!(
-                waited_seconds = told.as_secs(),
-                "new tables wait for transactions that were writing to them"
+        let waiting = waiting.as_deref().unwrap_or_default();
+        let held_up = rows.iter().find(|r| waiting.contains(&r.get(0)));
+        let Some(by) = held_up else { return Ok(()) };
+        if started.elapsed() >= PATIENCE {
+            let (pid, table): (Option<i32>, String) = (by.get(1), by.get(2));
+            let (who, mend) = match pid {
+                Some(pid) => (
+                    format!("of process {pid}"),
+                    format!("end it, or SELECT pg_terminate_backend({pid});"),
+                ),
+                None => (
+                    "that is prepared".to_owned(),
+                    "COMMIT PREPARED or ROLLBACK PREPARED it (pg_prepared_xacts)".to_owned(),
+                ),
+            };
+            let text = format!(
+                "{table} waits for a transaction {who}, which was writing to it when it joined the stream"
             );
+            return Err(Error::retryable(Kind::Source, text).hint(mend));
         }
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
 
@@ -355,7 +398,7 @@ pub(super) async fn require(client: &Client, shared: &Shared, from: Lsn) -> Resu
 }
 
 /// Where the log ends: inserted, and flushed.
-async fn log_ends(client: &Client) -> Result<(Lsn, Lsn)> {
+pub(super) async fn log_ends(client: &Client) -> Result<(Lsn, Lsn)> {
     let row = client
         .query_one(
             "SELECT pg_current_wal_insert_lsn()::text, pg_current_wal_flush_lsn()::text,

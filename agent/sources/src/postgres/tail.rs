@@ -18,23 +18,21 @@
 //! buffer or in this struct, and the only waits are on a channel and on a task's
 //! result, both of which lose nothing when dropped.
 
-use super::catalog::{self, ColumnType, TypeKey};
-use super::decode::pgoutput::{self, Envelope, Message, Reader, RowBody};
-use super::relation::Relation;
+use super::catalog;
+use super::decode::pgoutput::{self, Envelope, Message, Reader};
+use super::decoder::{Answer, Decoder, Outcome, Question};
 use super::replication::{ReplicationConnection, ReplicationStream};
 use super::staging::{Replay, Staging};
 use super::visibility::{Snapshot, XidClock};
-use super::{Lsn, Shared, slot};
+use super::{Lsn, Shared, names, slot};
 use crate::{Tail, TailEvent, TrackedTable};
 use async_trait::async_trait;
 use bytes::Bytes;
-use caudal_model::schema::Evolution;
-use caudal_model::{ChangeBuffer, Error, Kind, Position, Result, TableName, TransactionMeta};
-use std::collections::HashMap;
+use caudal_model::{ChangeBuffer, Error, Kind, Position, Result, TableName};
 use std::sync::Arc;
 use tokio::task::JoinHandle;
 
-type Lookup = JoinHandle<Result<HashMap<TypeKey, ColumnType>>>;
+type Lookup = JoinHandle<Result<Answer>>;
 
 /// A slot's changes.
 pub struct PostgresTail {
@@ -55,18 +53,6 @@ pub struct PostgresTail {
     lookup: Option<Lookup>,
 }
 
-/// What a message led to.
-enum Outcome {
-    /// Nothing to tell; it is consumed.
-    Done,
-    /// It is consumed.
-    Event(TailEvent),
-    /// The event comes first; the message stays.
-    Before(TailEvent),
-    /// Types must be looked up first; the message stays.
-    Unknown(Vec<TypeKey>),
-}
-
 impl PostgresTail {
     /// Opens the slot at `from`.
     pub async fn open(
@@ -79,6 +65,8 @@ impl PostgresTail {
         slot::require(&control, &shared, from).await?;
         let (snapshot, _) = Snapshot::take(&control).await?;
         let staging = Staging::open(&shared.options.spill_dir, shared.options.staging_bytes)?;
+        // A name may have gone to another table while nobody looked.
+        names::look(&shared).await?;
         let mut decoder = Decoder::new(shared.clone(), XidClock::at(snapshot.xmax()));
         for table in tables {
             decoder.track(table)?;
@@ -151,11 +139,8 @@ impl PostgresTail {
     fn conclude(&mut self, outcome: Outcome, into: &ChangeBuffer) -> Option<TailEvent> {
         match outcome {
             Outcome::Event(event) | Outcome::Before(event) => Some(event),
-            Outcome::Unknown(keys) => {
-                let shared = self.shared.clone();
-                self.lookup = Some(tokio::spawn(async move {
-                    catalog::types(&*shared.control().await?, &keys).await
-                }));
+            Outcome::Unknown(question) => {
+                self.lookup = Some(tokio::spawn(look_up(self.shared.clone(), question)));
                 None
             }
             Outcome::Done if self.decoder.open.is_some() && into.is_full() => Some(TailEvent::Full),
@@ -280,12 +265,18 @@ impl PostgresTail {
 impl Tail for PostgresTail {
     async fn next(&mut self, into: &mut ChangeBuffer) -> Result<TailEvent> {
         loop {
+            if self.decoder.open.is_none() {
+                self.decoder.follow_names(self.reached);
+            }
+            if let Some(event) = self.decoder.queued.pop_front() {
+                return Ok(event);
+            }
             if let Some(lookup) = &mut self.lookup {
                 let found = lookup.await;
                 self.lookup = None;
                 let found =
                     found.map_err(|e| Error::bug("a look-up of types failed").caused_by(e))?;
-                self.decoder.types.extend(found?);
+                self.decoder.learn(found?);
             }
             if let Some(event) = self.step(into)? {
                 return Ok(event);
@@ -340,258 +331,13 @@ impl Drop for PostgresTail {
     }
 }
 
-struct OpenTransaction {
-    xid: u32,
-    /// With its epoch.
-    full_xid: u64,
-    commit_lsn: Lsn,
-    committed_at_us: i64,
-    /// The buffer knows of it.
-    begun: bool,
-}
-
-struct Tracked {
-    table: TrackedTable,
-    mark: Option<Snapshot>,
-}
-
-/// Changes into rows: everything of the tail that knows no connection.
-struct Decoder {
-    shared: Arc<Shared>,
-    tracked: HashMap<TableName, Tracked>,
-    /// Counts changes of `tracked`; plans made before are stale.
-    tracking: u64,
-    relations: HashMap<u32, Relation>,
-    types: HashMap<TypeKey, ColumnType>,
-    clock: XidClock,
-    open: Option<OpenTransaction>,
-}
-
-impl Decoder {
-    fn new(shared: Arc<Shared>, clock: XidClock) -> Self {
-        Decoder {
-            shared,
-            tracked: HashMap::new(),
-            tracking: 1,
-            relations: HashMap::new(),
-            types: HashMap::new(),
-            clock,
-            open: None,
-        }
-    }
-
-    fn track(&mut self, table: TrackedTable) -> Result<()> {
-        let mark = table.mark.as_deref().map(str::parse).transpose()?;
-        self.tracking += 1;
-        self.tracked
-            .insert(table.schema.table.clone(), Tracked { table, mark });
-        Ok(())
-    }
-
-    fn untrack(&mut self, table: &TableName) {
-        self.tracking += 1;
-        self.tracked.remove(table);
-    }
-
-    fn live(&mut self, table: &TableName) {
-        if let Some(tracked) = self.tracked.get_mut(table) {
-            tracked.table.copying = false;
-            self.tracking += 1;
-        }
-    }
-
-    fn begin(&mut self, xid: u32, commit_lsn: Lsn, committed_at_us: i64) {
-        let full_xid = self.clock.extend(xid);
-        self.open = Some(OpenTransaction {
-            xid,
-            full_xid,
-            commit_lsn,
-            committed_at_us,
-            begun: false,
-        });
-    }
-
-    fn change(&mut self, message: &Message<'_>, into: &mut ChangeBuffer) -> Result<Outcome> {
-        match message {
-            Message::Relation { relation, .. } => {
-                self.relations
-                    .insert(relation.oid, Relation::new(relation)?);
-                Ok(Outcome::Done)
-            }
-            Message::Row { relation, row, .. } => self.row(*relation, row, into),
-            Message::Truncate { relations, .. } => self.truncate(relations, into),
-            Message::Other => Ok(Outcome::Done),
-            _ => Err(Error::fatal(
-                Kind::Corrupt,
-                "replication stream: a message out of order",
-            )),
-        }
-    }
-
-    #[inline]
-    fn row(&mut self, oid: u32, row: &RowBody<'_>, into: &mut ChangeBuffer) -> Result<Outcome> {
-        if let Some(outcome) = self.ready(oid, into)? {
-            return Ok(outcome);
-        }
-        let Some(open) = &mut self.open else {
-            return Err(outside());
-        };
-        let Some(relation) = self.relations.get_mut(&oid) else {
-            return Ok(Outcome::Done);
-        };
-        let Some(plan) = &mut relation.plan else {
-            return Ok(Outcome::Done);
-        };
-        if plan.hidden.as_ref().is_some_and(|s| s.sees(open.full_xid)) {
-            return Ok(Outcome::Done);
-        }
-        open.begin(into);
-        let at = open.commit_lsn;
-        match plan.write(into, row) {
-            Ok(()) => Ok(Outcome::Done),
-            Err(e) => {
-                let (table, error) = (relation.table.clone(), relation.row_error(e, at));
-                self.untrack(&table);
-                Ok(Outcome::Event(TailEvent::TableFailed { table, error }))
-            }
-        }
-    }
-
-    fn truncate(&mut self, relations: &[u8], into: &mut ChangeBuffer) -> Result<Outcome> {
-        let (oids, _) = relations.as_chunks::<4>();
-        let oids = oids.iter().map(|b| u32::from_be_bytes(*b));
-        // All before the first row, so that the message can be handled again from its start.
-        for oid in oids.clone() {
-            if let Some(outcome) = self.ready(oid, into)? {
-                return Ok(outcome);
-            }
-        }
-        let Some(open) = &mut self.open else {
-            return Err(outside());
-        };
-        for oid in oids {
-            let Some(relation) = self.relations.get_mut(&oid) else {
-                continue;
-            };
-            let Some(plan) = &mut relation.plan else {
-                continue;
-            };
-            if !plan.hidden.as_ref().is_some_and(|s| s.sees(open.full_xid)) {
-                open.begin(into);
-                plan.truncate(into);
-            }
-        }
-        Ok(Outcome::Done)
-    }
-
-    /// Sees to it that the table's plan is up to date. `None`: it is.
-    #[inline]
-    fn ready(&mut self, oid: u32, into: &ChangeBuffer) -> Result<Option<Outcome>> {
-        let Some(relation) = self.relations.get(&oid) else {
-            return Err(Error::fatal(
-                Kind::Corrupt,
-                "replication stream: a row of an unknown table",
-            ));
-        };
-        if relation.planned == self.tracking {
-            Ok(None)
-        } else {
-            self.plan(oid, into)
-        }
-    }
-
-    fn plan(&mut self, oid: u32, into: &ChangeBuffer) -> Result<Option<Outcome>> {
-        let Some(relation) = self.relations.get_mut(&oid) else {
-            return Ok(None);
-        };
-        let Some(tracked) = self.tracked.get_mut(&relation.table) else {
-            relation.plan = None;
-            relation.planned = self.tracking;
-            return Ok(None);
-        };
-        let unknown = relation.unknown_types(&self.types);
-        if !unknown.is_empty() {
-            return Ok(Some(Outcome::Unknown(unknown)));
-        }
-        let name = relation.table.clone();
-        let options = self.shared.options.tables.get(&name);
-        let overridden = options.is_some_and(|o| o.key.is_some());
-        let held = &tracked.table.schema;
-        let evolution = match relation.specs(&self.types, options) {
-            Ok(specs) => {
-                let key = relation.visible_key(&held.key, overridden);
-                held.evolve(
-                    into.next_seq(),
-                    &specs,
-                    &key,
-                    tracked.table.next_column_id,
-                    |_, _| true,
-                )
-            }
-            Err(error) => {
-                self.untrack(&name);
-                return Ok(Some(Outcome::Before(TailEvent::TableFailed {
-                    table: name,
-                    error,
-                })));
-            }
-        };
-        match evolution {
-            Evolution::Same => {
-                relation.make_plan(
-                    held,
-                    &self.types,
-                    tracked.mark.clone(),
-                    tracked.table.copying,
-                )?;
-                relation.planned = self.tracking;
-                Ok(None)
-            }
-            Evolution::Next(next) => {
-                let highest = next.columns.iter().map(|c| c.id).max().unwrap_or(0);
-                tracked.table.next_column_id = tracked.table.next_column_id.max(highest + 1);
-                let next = Arc::new(next);
-                tracked.table.schema = next.clone();
-                relation.make_plan(
-                    &next,
-                    &self.types,
-                    tracked.mark.clone(),
-                    tracked.table.copying,
-                )?;
-                relation.planned = self.tracking;
-                Ok(Some(Outcome::Before(TailEvent::Schema(next))))
-            }
-            Evolution::Recopy(why) => {
-                let at = self.open.as_ref().map(|o| o.commit_lsn).unwrap_or_default();
-                let error = Error::data(&name, format!("{why} (at {at})")).hint(format!(
-                    "run `caudal resnapshot {name}` to copy it under its new schema"
-                ));
-                self.untrack(&name);
-                Ok(Some(Outcome::Before(TailEvent::TableFailed {
-                    table: name,
-                    error,
-                })))
-            }
-        }
-    }
-}
-
-impl OpenTransaction {
-    #[inline]
-    fn begin(&mut self, into: &mut ChangeBuffer) {
-        if !self.begun {
-            self.begun = true;
-            into.begin(TransactionMeta {
-                committed_at_us: self.committed_at_us,
-                position: self.commit_lsn.to_string().into(),
-            });
-        }
-    }
-}
-
-fn outside() -> Error {
-    Error::fatal(
-        Kind::Corrupt,
-        "replication stream: a change outside a transaction",
-    )
+/// A table as it is now, and types.
+async fn look_up(shared: Arc<Shared>, question: Question) -> Result<Answer> {
+    let client = shared.control().await?;
+    Ok(Answer {
+        oid: question.oid,
+        table: catalog::table_state(&client, question.oid).await?,
+        types: catalog::types(&client, &question.types).await?,
+        generated: catalog::carries_generated(&client, &shared.publication()).await?,
+    })
 }

@@ -2,6 +2,7 @@
 //!
 //! The cells must equal what `text` makes of the same values.
 
+use super::nested;
 use super::pgoutput::Reader;
 use super::text::{days_since_2000, micros_since_2000, push_text};
 use super::value::{Codec, ValueError, fits_precision, power_of_ten};
@@ -142,6 +143,17 @@ pub fn append(codec: Codec, column: &mut ColumnBuilder, bytes: &[u8]) -> Result<
             }
             c.push(cents);
         }
+        (Codec::Ewkb, ColumnBuilder::Binary(c)) => {
+            if !c.fits(bytes.len()) {
+                return Err(ValueError::Long);
+            }
+            c.push(bytes);
+        }
+        (Codec::List(item, _), column @ ColumnBuilder::List(_)) => {
+            nested::array_binary(*item, column, bytes)?;
+        }
+        (Codec::Vector, column @ ColumnBuilder::List(_)) => nested::vector_binary(column, bytes)?,
+        (Codec::Hstore, column @ ColumnBuilder::Map(..)) => nested::hstore_binary(column, bytes)?,
         _ => return Err(ValueError::Mismatch),
     }
     Ok(())

@@ -309,7 +309,12 @@ pub enum Cell<'a> {
     Unchanged,
     /// The value's text.
     Text(&'a [u8]),
+    /// A value of this length, which was left out on its way (see `replication`).
+    Large(usize),
 }
+
+/// The kind of a [`Cell::Large`]; the server has none of this name.
+pub const LARGE: u8 = b'L';
 
 /// The cells of a [`Tuple`].
 #[derive(Debug, Clone, Copy)]
@@ -344,6 +349,7 @@ impl<'a> Cells<'a> {
             }
             b'n' => Cell::Null,
             b'u' => Cell::Unchanged,
+            LARGE => Cell::Large(self.body.u32()? as usize),
             b'b' => return Err(corrupt("a binary cell, which was not asked for")),
             other => return Err(corrupt(&format!("unknown kind {other:#04x} of cell"))),
         }))

@@ -3,6 +3,7 @@
 //! The forms are those of the pinned session settings: ISO dates in UTC, hex
 //! bytea, shortest floats, C money.
 
+use super::nested;
 use super::value::{
     Codec, DAY_US, EPOCH_DAYS, EPOCH_US, ValueError, days_from_civil, fits_precision, power_of_ten,
 };
@@ -56,6 +57,17 @@ pub fn append(codec: Codec, column: &mut ColumnBuilder, text: &[u8]) -> Result<(
             }
             c.push_with(|out| unhex(hex, out))?;
         }
+        (Codec::Ewkb, ColumnBuilder::Binary(c)) => {
+            if !c.fits(text.len() / 2) {
+                return Err(ValueError::Long);
+            }
+            c.push_with(|out| unhex(text, out))?;
+        }
+        (Codec::List(item, delimiter), column @ ColumnBuilder::List(_)) => {
+            nested::array_text(*item, delimiter, column, text)?;
+        }
+        (Codec::Vector, column @ ColumnBuilder::List(_)) => nested::vector_text(column, text)?,
+        (Codec::Hstore, column @ ColumnBuilder::Map(..)) => nested::hstore_text(column, text)?,
         _ => return Err(ValueError::Mismatch),
     }
     Ok(())
@@ -94,7 +106,8 @@ fn nibble(b: u8) -> Result<u8> {
     }
 }
 
-fn float<T: std::str::FromStr + From<f32>>(text: &[u8]) -> Result<T> {
+/// A float as the server prints it.
+pub(super) fn float<T: std::str::FromStr + From<f32>>(text: &[u8]) -> Result<T> {
     match text {
         b"NaN" => Ok(f32::NAN.into()),
         b"Infinity" => Ok(f32::INFINITY.into()),

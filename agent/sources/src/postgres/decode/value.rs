@@ -36,6 +36,65 @@ pub enum Codec {
     Time,
     /// timestamp, with or without time zone
     Timestamp,
+    /// An array of one dimension, and what stands between its elements' texts
+    List(&'static Codec, u8),
+    /// hstore
+    Hstore,
+    /// PostGIS's geometry and geography: EWKB, in text as hex without a prefix
+    Ewkb,
+    /// pgvector's vector
+    Vector,
+}
+
+impl Codec {
+    /// The codec for an array's elements; an array of arrays is not among them.
+    pub fn shared(self) -> &'static Codec {
+        match self {
+            Codec::Bool => &Codec::Bool,
+            Codec::Int => &Codec::Int,
+            Codec::Oid => &Codec::Oid,
+            Codec::Float4 => &Codec::Float4,
+            Codec::Float8 => &Codec::Float8,
+            Codec::Numeric => &Codec::Numeric,
+            Codec::Money => &Codec::Money,
+            Codec::Text | Codec::List(..) => &Codec::Text,
+            Codec::Jsonb => &Codec::Jsonb,
+            Codec::Bytea => &Codec::Bytea,
+            Codec::Uuid => &Codec::Uuid,
+            Codec::Date => &Codec::Date,
+            Codec::Time => &Codec::Time,
+            Codec::Timestamp => &Codec::Timestamp,
+            Codec::Hstore => &Codec::Hstore,
+            Codec::Ewkb => &Codec::Ewkb,
+            Codec::Vector => &Codec::Vector,
+        }
+    }
+
+    /// Whether a cell's memory depends on its value.
+    #[inline]
+    pub fn is_variable(self) -> bool {
+        matches!(
+            self,
+            Codec::Text
+                | Codec::Jsonb
+                | Codec::Bytea
+                | Codec::Uuid
+                | Codec::List(..)
+                | Codec::Hstore
+                | Codec::Ewkb
+                | Codec::Vector
+        )
+    }
+
+    /// The bytes of a value that came as text of this length, as the limit counts them: hex
+    /// stands for half as many.
+    #[inline]
+    pub fn value_bytes(self, text: usize) -> usize {
+        match self {
+            Codec::Bytea | Codec::Ewkb => text / 2,
+            _ => text,
+        }
+    }
 }
 
 /// Why a value cannot arrive exactly. Never holds the value.
@@ -57,6 +116,15 @@ pub enum ValueError {
     Form,
     /// The column has another type than the decoder expects.
     Mismatch,
+    /// An array of several dimensions, or whose first element is not its number 1.
+    Dimensions,
+    /// More bytes than the limit for one value.
+    Large {
+        /// What it has.
+        bytes: usize,
+        /// What it may have.
+        limit: usize,
+    },
 }
 
 impl ValueError {
@@ -64,7 +132,7 @@ impl ValueError {
     pub fn text_helps(self) -> bool {
         matches!(
             self,
-            ValueError::NotANumber | ValueError::Digits | ValueError::Late
+            ValueError::NotANumber | ValueError::Digits | ValueError::Late | ValueError::Dimensions
         )
     }
 }
@@ -82,6 +150,12 @@ impl fmt::Display for ValueError {
             ValueError::Long => "holds a value too long for one batch",
             ValueError::Form => "holds a value that does not have the form of its type",
             ValueError::Mismatch => "does not have the type that the schema says",
+            ValueError::Dimensions => {
+                "holds an array of several dimensions or with another lower bound than 1, which a list cannot"
+            }
+            ValueError::Large { bytes, limit } => {
+                return write!(f, "holds a value of {bytes} bytes; the limit is {limit}");
+            }
         })
     }
 }
