@@ -263,10 +263,14 @@ class Table:
         parts = [p for p in parts if p is not None]
         self.load(parts)
 
-    def version_of(self, columns, last_seq):
-        """`columns` are the file's names and field ids."""
+    def version_of(self, columns, types, last_seq):
+        """`columns` are the file's names and field ids; a copy's file may be of a version that
+        began after the copy's own `_seq`."""
         fitting = [v for v in self.versions
                    if {(c["name"], c["id"]) for c in v["columns"]} == columns]
+        typed = [v for v in fitting
+                 if all(same_type(types[c["name"]], arrow_type(c["lake_type"])) for c in v["columns"])]
+        fitting = typed or fitting
         current = [v for v in fitting if v["since_seq"] <= last_seq]
         return (current or fitting or [None])[-1]
 
@@ -293,7 +297,8 @@ class Table:
                 return None
         given = {f.name: int((f.metadata or {}).get(b"PARQUET:field_id", b"-1"))
                  for f in found.schema if f.name not in META}
-        version = self.version_of(set(given.items()), file["last_seq"])
+        types = {f.name: f.type for f in found.schema}
+        version = self.version_of(set(given.items()), types, file["last_seq"])
         if version is None:
             problem(f"{where} has columns of no schema version: {sorted(given.items())}")
             return None

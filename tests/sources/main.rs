@@ -11,6 +11,7 @@
 mod database;
 mod rows;
 
+mod documented_types;
 mod mysql_changes;
 mod mysql_images;
 mod mysql_logins;

@@ -99,7 +99,12 @@ async fn dropped_tables_end(t: &Trial) -> Result<()> {
     agent.run_until_caught_up().await?;
     let report = t.expect_equal(&["stays", "goes"]).await?;
     assert_eq!(report.count(&t.source.table("stays"), "r"), 100);
-    // Dropped while nobody looks.
+    // Exchanged for another of its name, and dropped, while nobody looks; nobody writes either.
+    t.source
+        .exec("drop table goes; create table goes (other {int8} primary key, d {decimal})")
+        .await?;
+    agent.run_until_caught_up().await?;
+    t.expect_equal(&["goes"]).await?;
     t.source.exec("drop table goes").await?;
     agent.run_until_caught_up().await?;
     let status = agent.status().await?;
@@ -216,19 +221,20 @@ async fn an_online_migration_leaves_the_table_right(t: &Trial) -> Result<()> {
     let agent = t.agent_with("agent", config)?;
     let mut running = agent.spawn()?;
     running.wait_until_live().await?;
-    for (shadow, old) in [("_items_gho", "_items_del"), ("_items_new", "_items_old")] {
+    let tools = [("_items_gho", "_items_del"), ("_items_new", "_items_old")];
+    for (round, (shadow, old)) in tools.into_iter().enumerate() {
         t.source
             .exec(&format!(
                 "create table {shadow} like items; \
                  alter table {shadow} add column extra{} int default 3, modify name varchar(200)",
-                shadow.len()
+                round
             ))
             .await?;
         t.source
             .exec(&format!(
                 "insert into items (id, name) values ({}, 'meanwhile'); delete from items where id = {}",
-                90_000 + shadow.len(),
-                shadow.len()
+                90_000 + round,
+                round + 5
             ))
             .await?;
         let columns: String = t
@@ -244,7 +250,7 @@ async fn an_online_migration_leaves_the_table_right(t: &Trial) -> Result<()> {
                  rename table items to {old}, {shadow} to items; \
                  drop table {old}; \
                  insert into items (id, name) values ({}, 'after')",
-                95_000 + shadow.len()
+                95_000 + round
             ))
             .await?;
     }

@@ -1,0 +1,195 @@
+//! One table's copy: what is left to read, and what its rows are numbered with.
+
+use super::now_us;
+use caudal_model::{
+    ChangeBuffer, Chunk, Op, Position, TableName, TableProgress, TableSchema, TransactionMeta,
+};
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use tokio::sync::{Mutex, OnceCell};
+
+/// What a copy's rows are numbered with.
+#[derive(Debug, Clone)]
+pub struct Base {
+    /// The `_seq` that they share.
+    pub seq: i64,
+    /// The tail's position when it was fixed.
+    pub position: Position,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Planner {
+    /// Ranges between finished chunks that a crash left unread.
+    pub(super) gaps: VecDeque<Chunk>,
+    /// The chunk planned last.
+    pub(super) cursor: Option<Chunk>,
+    /// Nothing lies after the cursor.
+    pub(super) exhausted: bool,
+    pub(super) in_flight: u32,
+    pub(super) planned: u32,
+    /// `Done` was sent, or the table failed.
+    pub(super) over: bool,
+}
+
+/// One table being copied.
+#[derive(Debug)]
+pub struct Copy {
+    /// The table.
+    pub table: TableName,
+    /// Whether the table has a key; one that gains or loses it is copied again.
+    pub has_key: bool,
+    /// The version that the next chunk's rows get.
+    schema: RwLock<Arc<TableSchema>>,
+    /// The pipeline does not want it any more.
+    cancelled: AtomicBool,
+    /// A chunk met a table of another shape.
+    pub(super) waiting: AtomicBool,
+    /// Fixed at once for a table with a key, at its exact read for one without.
+    pub(super) base: OnceLock<Base>,
+    pub(super) visible: OnceCell<()>,
+    pub(super) planner: Mutex<Planner>,
+}
+
+impl Copy {
+    /// A copy with a key, from what earlier runs have finished.
+    pub fn keyed(schema: Arc<TableSchema>, base: Base, progress: &TableProgress) -> Self {
+        Copy {
+            base: OnceLock::from(base),
+            planner: Mutex::new(Planner::resume(&progress.chunks)),
+            ..Self::exact(schema)
+        }
+    }
+
+    /// A copy without a key; it always begins anew.
+    pub fn exact(schema: Arc<TableSchema>) -> Self {
+        Copy {
+            table: schema.table.clone(),
+            has_key: schema.has_key(),
+            schema: RwLock::new(schema),
+            cancelled: AtomicBool::new(false),
+            waiting: AtomicBool::new(false),
+            base: OnceLock::new(),
+            visible: OnceCell::new(),
+            planner: Mutex::new(Planner::default()),
+        }
+    }
+
+    /// The version that the next chunk's rows get.
+    pub fn schema(&self) -> Arc<TableSchema> {
+        let schema = self.schema.read();
+        schema.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Chunks that begin from now on are read as this version of the table; those that
+    /// were read stay, for files name the version that they were written with.
+    pub fn go_on(&self, schema: Arc<TableSchema>) {
+        *self.schema.write().unwrap_or_else(PoisonError::into_inner) = schema;
+        self.waiting.store(false, Ordering::Release);
+    }
+
+    /// No chunk begins any more, and nothing that comes of those under way is wanted.
+    pub fn cancel(&self) {
+        self.cancelled.store(true, Ordering::Release);
+    }
+
+    pub(super) fn is_cancelled(&self) -> bool {
+        self.cancelled.load(Ordering::Acquire)
+    }
+
+    pub(super) fn is_waiting(&self) -> bool {
+        self.waiting.load(Ordering::Acquire)
+    }
+}
+
+impl Planner {
+    /// A chunk will be read again; one of an exact read cannot, and its copy is over.
+    pub(super) fn give_back(&mut self, chunk: Chunk, has_key: bool) {
+        self.in_flight = self.in_flight.saturating_sub(1);
+        if has_key {
+            self.gaps.push_back(chunk);
+        } else {
+            self.over = true;
+        }
+    }
+
+    /// Finds what lies between, before and after finished chunks, by their numbers:
+    /// chunks are numbered in the order of their ranges, and a chunk's upper bound
+    /// is its successor's lower one.
+    fn resume(finished: &[Chunk]) -> Planner {
+        let mut chunks: Vec<&Chunk> = finished.iter().collect();
+        chunks.sort_by_key(|c| c.id);
+        let mut gaps = VecDeque::new();
+        let mut before: Option<&Chunk> = None;
+        for c in &chunks {
+            let (id, through) = before.map_or((1, None), |b| (b.id + 1, b.through.clone()));
+            if through != c.after {
+                gaps.push_back(Chunk {
+                    id,
+                    after: through,
+                    through: c.after.clone(),
+                });
+            }
+            before = Some(c);
+        }
+        Planner {
+            planned: chunks.last().map_or(0, |c| c.id),
+            exhausted: chunks.last().is_some_and(|c| c.through.is_none()),
+            cursor: chunks.last().map(|c| (*c).clone()),
+            gaps,
+            ..Planner::default()
+        }
+    }
+}
+
+/// Appends the `t` row that begins a second copy, and returns the copy's base `_seq`.
+///
+/// The first copy of a table has nothing to empty: it only takes a number.
+pub fn begin_copy(
+    buffer: &mut ChangeBuffer,
+    schema: &Arc<TableSchema>,
+    copy: u32,
+    position: &Position,
+) -> i64 {
+    if copy <= 1 {
+        return buffer.reserve(1);
+    }
+    let slot = buffer.slot(schema);
+    buffer.begin(TransactionMeta {
+        committed_at_us: now_us(),
+        position: position.as_str().into(),
+    });
+    buffer.row(slot, Op::Truncate).finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn chunk(id: u32, after: Option<&str>, through: Option<&str>) -> Chunk {
+        let bound = |b: Option<&str>| b.map(|b| vec![b.to_owned()]);
+        Chunk {
+            id,
+            after: bound(after),
+            through: bound(through),
+        }
+    }
+
+    #[test]
+    fn a_resumed_copy_reads_the_gaps_and_goes_on_after_the_last_chunk() {
+        let p = Planner::resume(&[
+            chunk(5, Some("50"), Some("60")),
+            chunk(2, Some("20"), Some("30")),
+        ]);
+        assert_eq!(
+            p.gaps,
+            [chunk(1, None, Some("20")), chunk(3, Some("30"), Some("50"))]
+        );
+        assert_eq!((p.planned, p.exhausted), (5, false));
+        assert_eq!(p.cursor, Some(chunk(5, Some("50"), Some("60"))));
+        let p = Planner::resume(&[chunk(1, None, None)]);
+        assert!(p.gaps.is_empty() && p.exhausted);
+        let p = Planner::resume(&[]);
+        assert!(p.gaps.is_empty() && !p.exhausted && p.cursor.is_none());
+    }
+}
