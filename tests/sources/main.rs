@@ -13,6 +13,7 @@ mod rows;
 
 mod mysql_changes;
 mod mysql_images;
+mod mysql_large;
 mod mysql_logins;
 mod mysql_prepared;
 mod mysql_schema;

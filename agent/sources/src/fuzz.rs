@@ -309,7 +309,7 @@ impl Binlog {
     }
 
     fn events_of(&mut self, bytes: &mut (dyn Read + Send + Sync)) {
-        while let Ok(Some(event)) = tail::next_of_payload(bytes) {
+        while let Ok(Some(event)) = tail::next_of_payload(bytes, 1 << 20) {
             self.event(&event, false);
         }
     }
