@@ -16,6 +16,7 @@ mod mysql_images;
 mod mysql_large;
 mod mysql_logins;
 mod mysql_prepared;
+mod mysql_random;
 mod mysql_schema;
 mod mysql_tables;
 mod mysql_types;
