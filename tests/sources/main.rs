@@ -12,6 +12,7 @@ mod database;
 mod rows;
 
 mod mysql_changes;
+mod mysql_goldens;
 mod mysql_images;
 mod mysql_large;
 mod mysql_logins;
