@@ -71,6 +71,14 @@ impl Place {
         self.version.kind()
     }
 
+    /// Whether the server is the newest of its kind.
+    pub fn is_newest(self) -> bool {
+        matches!(
+            self.version,
+            Version::Postgres18 | Version::Mysql97 | Version::Mariadb118
+        )
+    }
+
     /// A new database on the server that all tests share, with these statements run in it.
     pub async fn database(self, statements: &[&str]) -> Database {
         let source = caudal_tests::Source::shared(self.version, self.name).await;

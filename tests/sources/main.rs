@@ -13,9 +13,12 @@ mod rows;
 
 mod documented_types;
 mod mysql_changes;
+mod mysql_goldens;
 mod mysql_images;
+mod mysql_large;
 mod mysql_logins;
 mod mysql_prepared;
+mod mysql_random;
 mod mysql_schema;
 mod mysql_tables;
 mod mysql_types;

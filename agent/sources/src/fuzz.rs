@@ -311,7 +311,7 @@ impl Binlog {
     }
 
     fn events_of(&mut self, bytes: &mut (dyn Read + Send + Sync)) {
-        while let Ok(Some(event)) = tail::next_of_payload(bytes) {
+        while let Ok(Some(event)) = tail::next_of_payload(bytes, 1 << 20) {
             self.event(&event, false);
         }
     }
@@ -377,7 +377,7 @@ pub fn mysql_json(data: &[u8]) {
 }
 
 /// The types of fetched cells: the server's words, and the protocol's type.
-const FETCHED: [(&str, u8); 16] = [
+const FETCHED: [(&str, u8); 20] = [
     ("tinyint", 1),
     ("smallint unsigned", 2),
     ("int", 3),
@@ -394,6 +394,10 @@ const FETCHED: [(&str, u8); 16] = [
     ("bit(9)", 16),
     ("binary(8)", 254),
     ("text", 252),
+    ("text character set utf16", 252),
+    ("geometry", 255),
+    ("vector(3)", 242),
+    ("int(9) unsigned zerofill", 3),
 ];
 
 /// Cells of the binary protocol: the first byte chooses the type, the rest are cells.
@@ -404,27 +408,29 @@ pub fn mysql_fetched(data: &[u8]) {
     let Some((words, protocol)) = FETCHED.get(usize::from(*choice) % FETCHED.len()) else {
         return;
     };
-    let Ok((value, lake_type)) = mysql_type(&Declared::parse(words), Flavor::MySql, None) else {
-        return;
-    };
-    let mut column = ColumnBuilder::new(&lake_type);
-    let mut input = Input(cells);
-    let unsigned = words.contains("unsigned");
-    let mut count = 0;
-    while !input.is_empty()
-        && push_fetched(
-            &value,
-            *protocol,
-            unsigned,
-            &mut input,
-            &mut column,
-            &mut Coerced::default(),
-        )
-        .is_ok()
-    {
-        count += 1;
+    for wanted in [None, Some(&LakeType::Utf8)] {
+        let declared = Declared::parse(words);
+        let Ok((value, lake_type)) = mysql_type(&declared, Flavor::MySql, wanted) else {
+            return;
+        };
+        let mut column = ColumnBuilder::new(&lake_type);
+        let mut input = Input(cells);
+        let mut count = 0;
+        while !input.is_empty()
+            && push_fetched(
+                &value,
+                *protocol,
+                declared.unsigned,
+                &mut input,
+                &mut column,
+                &mut Coerced::default(),
+            )
+            .is_ok()
+        {
+            count += 1;
+        }
+        assert_eq!(column.finish().len(), count);
     }
-    assert_eq!(column.finish().len(), count);
 }
 
 /// A statement of the log, a column's type in the server's words, and its version.

@@ -20,7 +20,6 @@
 //! travel as the column's own bytes with its collation.
 
 use super::connect::Server;
-use super::decode::charset::Charset;
 use super::decode::fetched::push_fetched;
 use super::decode::rows::CellError;
 use super::decode::values::{Coerced, Value};
@@ -62,7 +61,7 @@ pub struct Reader {
 
 impl Reader {
     pub(super) async fn open(server: Arc<Server>) -> Result<Self> {
-        let connection = Some(server.connect().await?);
+        let connection = Some(connect(&server).await?);
         Ok(Reader {
             server,
             connection,
@@ -75,7 +74,7 @@ impl Reader {
     async fn connection(&mut self) -> Result<&mut Connection> {
         if self.reading.take().is_some() || self.connection.is_none() {
             self.exact = None;
-            self.connection = Some(self.server.connect().await?);
+            self.connection = Some(connect(&self.server).await?);
         }
         self.connection
             .as_mut()
@@ -181,10 +180,13 @@ impl Reader {
         table: &SourceTable,
         chunk: &Chunk,
     ) -> Result<String> {
-        let column = |(c, value): (&caudal_model::Column, &Value)| match value {
-            // As it is stored: the server would show a `?` for bytes without a meaning.
-            Value::Text(Charset::Table(_)) => format!("CAST({} AS BINARY)", identifier(&c.name)),
-            _ => identifier(&c.name),
+        let column = |(c, value): (&caudal_model::Column, &Value)| {
+            let name = identifier(&c.name);
+            match value {
+                // Their labels are known in UTF-8.
+                Value::Enum(_) | Value::Set(_) => format!("CONVERT({name} USING utf8mb4)"),
+                _ => name,
+            }
         };
         let columns: Vec<String> = schema.columns.iter().zip(values).map(column).collect();
         let mut sql = format!(
@@ -212,6 +214,12 @@ impl Reader {
         }
         Ok(sql)
     }
+}
+
+async fn connect(server: &Server) -> Result<Connection> {
+    let mut c = server.connect().await?;
+    c.limit_packets(server.options.value_bytes, |_| true);
+    Ok(c)
 }
 
 /// A server's refusal of a table or column that its schema has.
@@ -523,7 +531,11 @@ impl ChunkReader for Reader {
         }
         let values = self.values(schema).await?;
         let sql = self.select(schema, &values, &table, chunk)?;
-        let definitions = self.connection().await?.select(&sql).await;
+        let c = self.connection().await?;
+        // Text as it is stored, of any length, decoded here as the log's is: the server would
+        // show a `?` for bytes without a meaning.
+        c.query("SET SESSION character_set_results = NULL").await?;
+        let definitions = c.select(&sql).await;
         let definitions = definitions.map_err(|e| changed(&schema.table, e))?;
         if definitions.len() != values.len() {
             return Err(Error::bug(
@@ -549,10 +561,17 @@ impl ChunkReader for Reader {
             if into.is_full() {
                 break ChunkEvent::Full;
             }
-            let Some(row) = connection.row().await? else {
+            let Some((row, oversized)) = connection.sized_row().await? else {
                 break ChunkEvent::Done;
             };
             let limit = self.server.options.value_bytes;
+            if let Some(bytes) = oversized {
+                let mut e = append_row(reading, row, limit, into, slot, &mut coerced);
+                if !matches!(&e, Err(e) if matches!(e.error, DecodeError::TooLarge(_))) {
+                    e = Err(DecodeError::TooLarge(bytes).into());
+                }
+                e.map_err(|e| row_error(reading, e))?;
+            }
             append_row(reading, row, limit, into, slot, &mut coerced)
                 .map_err(|e| row_error(reading, e))?;
             rows_since_yield += 1;
@@ -565,6 +584,7 @@ impl ChunkReader for Reader {
         if matches!(event, ChunkEvent::Done) {
             self.reading = None;
             self.exact = None;
+            connection.query("SET NAMES utf8mb4").await?;
             connection.query("ROLLBACK").await?;
         }
         Ok(event)

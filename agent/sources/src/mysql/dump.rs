@@ -6,7 +6,7 @@
 
 use super::connect::{Server, executed, has_gtids, log_files};
 use super::control::Ask;
-use super::decode::events::{self, kind};
+use super::decode::events::{self, changes_rows, kind};
 use super::decode::{Decoded, Input};
 use super::flavor::Flavor;
 use super::gtid::Place;
@@ -52,6 +52,7 @@ impl Dump {
     pub async fn open(server: &Arc<Server>, from: &Place) -> Result<Dump> {
         check_position(&mut server.control().await?, from).await?;
         let mut c = server.connect().await?;
+        c.limit_packets(server.options.value_bytes, may_skip);
         prepare_session(&mut c, server, from).await?;
         request(&mut c, server.server_id(), from).await?;
         // A refusal comes in place of the first event.
@@ -275,8 +276,8 @@ impl Pump {
             {
                 self.flush().await?;
             }
-            let read = tokio::time::timeout(SILENCE, self.connection.packet()).await;
-            let packet = match read {
+            let read = tokio::time::timeout(SILENCE, self.connection.sized_packet()).await;
+            let (packet, oversized) = match read {
                 Err(_) => {
                     return Err(Error::retryable(
                         Kind::Source,
@@ -300,7 +301,10 @@ impl Pump {
             if is_end_of_log(packet) {
                 return Err(Error::retryable(Kind::Source, "the source ended the log"));
             }
-            append(&mut self.block, &mut self.checksummed, packet)?;
+            match oversized {
+                None => append(&mut self.block, &mut self.checksummed, packet)?,
+                Some(bytes) => append_beginning(&mut self.block, bytes, packet)?,
+            }
         }
     }
 
@@ -329,6 +333,24 @@ impl Pump {
             .await
             .map_err(|_| gone())
     }
+}
+
+/// Whether a packet's event may be known by its beginning alone: one with rows, or with the
+/// statement that made them.
+fn may_skip(packet: &[u8]) -> bool {
+    packet.get(5).is_some_and(|t| {
+        changes_rows(*t) || matches!(*t, kind::ROWS_QUERY | kind::MARIA_ANNOTATE_ROWS)
+    })
+}
+
+/// Appends the beginning of an event that was read past; its checksum went with the rest.
+fn append_beginning(block: &mut Vec<u8>, bytes: u64, packet: &[u8]) -> Decoded<()> {
+    let mut input = Input(packet);
+    input.u8()?;
+    let event = events::beginning(input.rest(), bytes)?;
+    block.extend_from_slice(&(event.len() as u32).to_le_bytes());
+    block.extend_from_slice(&event);
+    Ok(())
 }
 
 /// Appends a packet's event, checked and without its checksum.

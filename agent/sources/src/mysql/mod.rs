@@ -13,7 +13,7 @@ use async_trait::async_trait;
 use caudal_model::{Error, Finding, Kind, Position, Result, Severity, TableName};
 use std::sync::Arc;
 
-mod charsets;
+pub mod charsets;
 mod check;
 pub mod chunk;
 mod connect;

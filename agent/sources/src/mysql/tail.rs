@@ -17,13 +17,16 @@
 
 use super::connect::{Server, current_coordinate, current_place};
 use super::control::Ask;
-use super::decode::events::{self, FLAG_IGNORABLE, FLAG_MARIA_SKIP, HEADER, Header, kind};
+use super::decode::events::{
+    self, FLAG_IGNORABLE, FLAG_MARIA_SKIP, HEADER, Header, changes_rows, kind,
+};
 use super::decode::rows::Image;
 use super::decode::table_map::TableMap;
 use super::decode::{DecodeError, Input};
 use super::dump::{Block, Dump};
 use super::gtid::{Coordinate, Place};
 use super::schema::{charsets, selected_tables};
+use super::wire::packet_limit;
 use crate::{Tail, TailEvent, TrackedTable};
 use async_trait::async_trait;
 use caudal_model::{ChangeBuffer, Error, Kind, Position, Result, TableName, TableSchema};
@@ -256,7 +259,8 @@ impl MysqlTail {
             return Ok(Some(Data::Own(event)));
         }
         if let Some(payload) = &mut self.payload {
-            match next_of_payload(payload)? {
+            let limit = packet_limit(self.server.options.value_bytes);
+            match next_of_payload(payload, limit)? {
                 Some(event) => return Ok(Some(Data::Own(event))),
                 None => self.payload = None,
             }
@@ -343,6 +347,7 @@ impl MysqlTail {
         }
         match header.event_type {
             kind::TABLE_MAP => self.table_map(body),
+            kind::OVERSIZED => self.oversized(body),
             kind::XID => self.commit(&header),
             kind::QUERY => self.query(&header, body, false, into),
             kind::MARIA_QUERY_COMPRESSED => self.query(&header, body, true, into),
@@ -442,16 +447,6 @@ impl MysqlTail {
     }
 }
 
-fn changes_rows(event_type: u8) -> bool {
-    matches!(
-        event_type,
-        kind::WRITE_ROWS_V1..=kind::DELETE_ROWS_V1
-            | kind::WRITE_ROWS..=kind::DELETE_ROWS
-            | kind::PARTIAL_UPDATE_ROWS
-            | kind::MARIA_WRITE_ROWS_COMPRESSED_V1..=kind::MARIA_DELETE_ROWS_COMPRESSED
-    )
-}
-
 fn seconds(header: &Header) -> i64 {
     i64::from(header.timestamp) * 1_000_000
 }
@@ -470,7 +465,11 @@ fn broken_payload(e: std::io::Error) -> Error {
 }
 
 /// The next event of a compressed transaction, one at a time: the whole is never held unpacked.
-pub(crate) fn next_of_payload(payload: &mut (dyn Read + Send + Sync)) -> Result<Option<Vec<u8>>> {
+/// Of one with rows that is beyond `limit` bytes only the beginning is kept.
+pub(crate) fn next_of_payload(
+    payload: &mut (dyn Read + Send + Sync),
+    limit: usize,
+) -> Result<Option<Vec<u8>>> {
     let mut event = Vec::with_capacity(HEADER);
     payload
         .take(HEADER as u64)
@@ -486,12 +485,21 @@ pub(crate) fn next_of_payload(payload: &mut (dyn Read + Send + Sync)) -> Result<
         .ok_or(DecodeError::Malformed(
             "an event of a compressed transaction",
         ))?;
+    let skipped = rest > limit && changes_rows(header.event_type);
+    let kept = if skipped { 1 << 20 } else { rest };
     // `take` and not a buffer of the promised size: the promise comes from outside.
     payload
-        .take(rest as u64)
+        .take(kept as u64)
         .read_to_end(&mut event)
         .map_err(broken_payload)?;
-    if event.len() != HEADER + rest {
+    let mut read = event.len() - HEADER;
+    if skipped {
+        let behind = (rest - kept) as u64;
+        read += std::io::copy(&mut payload.take(behind), &mut std::io::sink())
+            .map_err(broken_payload)? as usize;
+        event = events::beginning(&event, rest as u64)?;
+    }
+    if read != rest {
         return Err(DecodeError::Malformed("a compressed transaction ends too early").into());
     }
     Ok(Some(event))

@@ -118,6 +118,14 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 /// The longest packet that a server can send: its `max_allowed_packet` and some overhead.
 pub(super) const MAX_PACKET: usize = (1 << 30) + (1 << 24);
 const FULL_FRAME: usize = 0xff_ffff;
+/// What is kept of a packet that is read past.
+const BEGINNING: usize = 1 << 20;
+
+/// Bytes that a packet of values within the limit may have.
+pub fn packet_limit(value_bytes: usize) -> usize {
+    value_bytes.saturating_mul(2).saturating_add(64 << 20)
+}
+
 const READ_BUFFER: usize = 256 << 10;
 
 /// The first byte of each command packet.
@@ -178,6 +186,14 @@ pub struct Connection {
     /// Bytes of `buffer` that the packet handed out last occupies.
     consumed: usize,
     joined: Vec<u8>,
+    /// The last packet is `joined`.
+    is_joined: bool,
+    /// Packets that are longer are read past, except for their beginning.
+    limit: usize,
+    /// Tells by their beginning which packets may be.
+    may_skip: fn(&[u8]) -> bool,
+    /// The bytes of the last packet, if it was read past.
+    oversized: Option<u64>,
     sequence: u8,
     pub(super) encrypted: bool,
     /// The server's family.
@@ -220,6 +236,10 @@ impl Connection {
             buffer: BytesMut::with_capacity(READ_BUFFER),
             consumed: 0,
             joined: Vec::new(),
+            is_joined: false,
+            limit: MAX_PACKET,
+            may_skip: |_| false,
+            oversized: None,
             sequence: 0,
             encrypted: false,
             flavor: Flavor::MySql,
@@ -295,24 +315,59 @@ impl Connection {
 
     /// The next packet, whatever it is; valid until the next call.
     pub async fn packet(&mut self) -> Wire<&[u8]> {
+        self.oversized = None;
         let mut len = self.frame_in().await?;
+        self.is_joined = len == FULL_FRAME;
         if len < FULL_FRAME {
             return Ok(self.buffer.get(4..4 + len).unwrap_or_default());
         }
         self.joined.clear();
         // One outsized row must not be paid for until the connection ends.
         self.joined.shrink_to(READ_BUFFER);
+        let mut total = 0;
         loop {
-            self.joined
-                .extend_from_slice(self.buffer.get(4..4 + len).unwrap_or_default());
+            total += len;
+            if self.oversized.is_none() {
+                self.joined
+                    .extend_from_slice(self.buffer.get(4..4 + len).unwrap_or_default());
+            }
+            if self.joined.len() > self.limit && (self.may_skip)(&self.joined) {
+                self.joined.truncate(BEGINNING);
+                self.joined.shrink_to_fit();
+                self.oversized = Some(0);
+            }
             if len < FULL_FRAME {
+                self.oversized = self.oversized.map(|_| total as u64);
                 return Ok(&self.joined);
             }
-            if self.joined.len() > MAX_PACKET {
+            if total > MAX_PACKET {
                 return Err(WireError::Protocol("a packet beyond 1 GiB"));
             }
             len = self.frame_in().await?;
         }
+    }
+
+    /// [`Self::packet`], and its bytes if only its beginning was kept.
+    pub async fn sized_packet(&mut self) -> Wire<(&[u8], Option<u64>)> {
+        self.packet().await?;
+        let oversized = self.oversized;
+        Ok((self.last_packet(), oversized))
+    }
+
+    /// The packet that was read last.
+    fn last_packet(&self) -> &[u8] {
+        if self.is_joined {
+            return &self.joined;
+        }
+        self.buffer.get(4..self.consumed).unwrap_or_default()
+    }
+
+    /// Reads past packets that hold more than two values of `value_bytes` and that
+    /// `may_skip` agrees to, so that a value beyond the limit is never held (INV-9).
+    pub fn limit_packets(&mut self, value_bytes: usize, may_skip: fn(&[u8]) -> bool) {
+        // An update has each value twice.
+        self.limit = packet_limit(value_bytes);
+        self.may_skip = may_skip;
     }
 
     /// The next packet; the server's error packet becomes an error.
@@ -411,6 +466,15 @@ impl Connection {
             Some((0, row)) => Ok(Some(row)),
             _ => Err(WireError::Protocol("a binary row")),
         }
+    }
+
+    /// [`Self::row`], and the row's bytes if only its beginning was kept.
+    pub async fn sized_row(&mut self) -> Wire<Option<(&[u8], Option<u64>)>> {
+        if self.row().await?.is_none() {
+            return Ok(None);
+        }
+        let row = self.last_packet().get(1..).unwrap_or_default();
+        Ok(Some((row, self.oversized)))
     }
 }
 

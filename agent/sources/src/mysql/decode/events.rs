@@ -50,6 +50,19 @@ pub mod kind {
     pub const MARIA_WRITE_ROWS_COMPRESSED: u8 = 169;
     pub const MARIA_UPDATE_ROWS_COMPRESSED: u8 = 170;
     pub const MARIA_DELETE_ROWS_COMPRESSED: u8 = 171;
+    /// Of no server: the beginning of an event that was read past.
+    pub const OVERSIZED: u8 = 253;
+}
+
+/// Whether an event of this type has rows.
+pub fn changes_rows(event_type: u8) -> bool {
+    matches!(
+        event_type,
+        kind::WRITE_ROWS_V1..=kind::DELETE_ROWS_V1
+            | kind::WRITE_ROWS..=kind::DELETE_ROWS
+            | kind::PARTIAL_UPDATE_ROWS
+            | kind::MARIA_WRITE_ROWS_COMPRESSED_V1..=kind::MARIA_DELETE_ROWS_COMPRESSED
+    )
 }
 
 /// Bytes of an event's header.
@@ -90,6 +103,21 @@ pub fn header(event: &[u8]) -> Decoded<(Header, &[u8])> {
         flags: input.u16()?,
     };
     Ok((header, input.rest()))
+}
+
+/// The beginning of an event of `bytes` bytes as one of its own: the header, then its type and
+/// its bytes, then what is there of the body.
+pub fn beginning(event: &[u8], bytes: u64) -> Decoded<Vec<u8>> {
+    let (header, body) = header(event)?;
+    let mut out = Vec::with_capacity(event.len() + 9);
+    out.extend_from_slice(event.get(..HEADER).unwrap_or_default());
+    if let Some(t) = out.get_mut(4) {
+        *t = kind::OVERSIZED;
+    }
+    out.push(header.event_type);
+    out.extend_from_slice(&bytes.to_le_bytes());
+    out.extend_from_slice(body);
+    Ok(out)
 }
 
 /// Checks an event's CRC32, and returns the event without it.
@@ -305,6 +333,13 @@ fn status_of(mut input: Input<'_>) -> (u64, u64) {
 
 /// The most that one compressed event may unpack to: what a server's packet can hold.
 const MAX_EVENT: usize = 1 << 30;
+
+/// The bytes that MariaDB's `log_bin_compress` format unpacks to.
+pub fn inflated_len(bytes: &[u8]) -> Decoded<usize> {
+    let mut input = Input(bytes);
+    let len = usize::from(input.u8()? & 7);
+    Ok(super::big_endian(input.take(len)?) as usize)
+}
 
 /// Unpacks MariaDB's `log_bin_compress` format, appending to `out`.
 pub fn inflate(bytes: &[u8], out: &mut Vec<u8>) -> Decoded<()> {

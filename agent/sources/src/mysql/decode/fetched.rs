@@ -1,6 +1,5 @@
 //! Single values of the binary protocol's rows.
 
-use super::charset::Charset;
 use super::decimal::parse_decimal;
 use super::temporal::Parts;
 use super::values::{
@@ -66,12 +65,10 @@ pub fn push_fetched(
                 Value::Binary => text::push_binary(bytes, out),
                 Value::Geometry => spatial::push_geometry(bytes, out),
                 Value::Vector => spatial::push_vector(bytes, out),
-                // Fetched in their own charset: see `chunk`.
-                Value::Text(charset @ Charset::Table(_)) => {
-                    push_text_with(out, charset.bound(bytes.len()), |o| {
-                        charset.decode(bytes, o)
-                    })
-                }
+                // As it is stored: see `chunk`.
+                Value::Text(charset) => push_text_with(out, charset.bound(bytes.len()), |o| {
+                    charset.decode(bytes, o)
+                }),
                 _ if std::str::from_utf8(bytes).is_ok() => push_bytes(bytes, out),
                 _ => Err(DecodeError::Value("a text value is not valid UTF-8")),
             };

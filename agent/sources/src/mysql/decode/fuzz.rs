@@ -26,6 +26,9 @@ pub fn any_event(event: &[u8]) {
     let _ = events::gtid_tagged(body);
     let _ = events::maria_gtid(&header, body);
     let _ = events::payload(body);
+    let _ = events::inflate_column(body);
+    let _ = events::inflated_len(body);
+    let _ = events::beginning(event, 7);
     let _ = events::xa_prepare(body);
     let _ = GtidSet::decode(body);
     let _ = json::write(body, &mut Vec::new());
@@ -163,6 +166,7 @@ pub fn any_rows(map: &[u8], body: &[u8], v2: bool, op: Op) -> usize {
     let Ok(h) = rows::rows_header(body, v2, op == Op::Update) else {
         return 0;
     };
+    let _ = rows::too_large(&plan, body, &h);
     let mut into = ChangeBuffer::new(1, usize::MAX);
     into.begin(TransactionMeta {
         committed_at_us: 0,

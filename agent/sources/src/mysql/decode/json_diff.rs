@@ -6,6 +6,7 @@
 
 use super::json::{self, Writer};
 use super::{DecodeError, Decoded, Input};
+use std::borrow::Cow;
 
 const BAD: DecodeError = DecodeError::Malformed("a partial update of json");
 
@@ -15,7 +16,7 @@ enum Node<'a> {
     Scalar(u8, &'a [u8]),
     Array(Vec<Node<'a>>),
     /// Members in the server's order: by length, then by bytes.
-    Object(Vec<(Vec<u8>, Node<'a>)>),
+    Object(Vec<(Cow<'a, [u8]>, Node<'a>)>),
 }
 
 /// A step of a path.
@@ -71,7 +72,7 @@ fn node<'a>(kind: u8, value: &'a [u8], depth: u32, left: &mut usize) -> Decoded<
     json::each(value, width, object, |key, kind, value| {
         let part = node(kind, value, depth - 1, left)?;
         match key {
-            Some(key) => members.push((key.to_vec(), part)),
+            Some(key) => members.push((Cow::Borrowed(key), part)),
             None => elements.push(part),
         }
         Ok(())
@@ -112,7 +113,7 @@ fn legs(path: &[u8]) -> Decoded<Vec<Leg>> {
     Ok(out)
 }
 
-fn position(members: &[(Vec<u8>, Node<'_>)], name: &[u8]) -> Result<usize, usize> {
+fn position(members: &[(Cow<'_, [u8]>, Node<'_>)], name: &[u8]) -> Result<usize, usize> {
     members.binary_search_by(|(key, _)| (key.len(), &key[..]).cmp(&(name.len(), name)))
 }
 
@@ -144,7 +145,7 @@ fn apply<'a>(
         }
         (Node::Object(members), Leg::Member(name), 1, Some(value)) => {
             let i = position(members, name).err().ok_or(BAD)?;
-            members.insert(i, (name.clone(), value));
+            members.insert(i, (Cow::Owned(name.clone()), value));
         }
         (Node::Object(members), Leg::Member(name), 2, None) => {
             let i = position(members, name).map_err(|_| BAD)?;

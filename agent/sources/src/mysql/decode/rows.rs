@@ -281,6 +281,32 @@ impl Image {
     }
 }
 
+/// The schema's column of the first value beyond the limit, and the value's bytes, in the
+/// first row of an event of which perhaps only the beginning is there.
+pub fn too_large(plan: &TablePlan, body: &[u8], h: &RowsHeader) -> Option<(usize, u64)> {
+    let mut input = Input(body.get(h.start..)?);
+    for present in [&h.before, &h.after] {
+        let has = |i: usize| present.as_ref().is_none_or(|p| p.get(i) == Some(&true));
+        let count = (0..plan.columns.len()).filter(|i| has(*i)).count();
+        let nulls = input.take(count.div_ceil(8)).ok()?;
+        let there = plan.columns.iter().enumerate().filter(|(i, _)| has(*i));
+        for (bit, (_, c)) in there.enumerate() {
+            if nulls.get(bit / 8).is_some_and(|b| b >> (bit % 8) & 1 == 1) {
+                continue;
+            }
+            let len = match c.span {
+                Span::Fixed(n) => n as u64,
+                Span::Prefixed(n) => input.uint(n.into()).ok()?,
+            };
+            if len > plan.limit as u64 {
+                return c.target.as_ref().map(|(i, _)| (*i, len));
+            }
+            input.take(usize::try_from(len).ok()?).ok()?;
+        }
+    }
+    None
+}
+
 /// Finds the cells of the image after a partial update (PARTIAL_UPDATE_ROWS): which json
 /// columns have steps in place of a document stands before it.
 pub fn partial_image(

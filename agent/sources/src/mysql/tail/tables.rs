@@ -1,13 +1,14 @@
 //! Table maps joined with the stream's tables, and rows events into their builders.
 
 use super::{Data, MysqlTail, Step, bytes_of};
-use crate::mysql::decode::events::{self, HEADER, kind};
+use crate::mysql::decode::events::{self, HEADER, changes_rows, kind};
 use crate::mysql::decode::rows::{
     self, CellError, Image, Misfit, Missing, PlanOptions, Present, RowsHeader, TablePlan,
 };
 use crate::mysql::decode::table_map::{self, Collations, TableMap};
 use crate::mysql::decode::values::Coerced;
 use crate::mysql::decode::{DecodeError, Input};
+use crate::mysql::wire::packet_limit;
 use caudal_model::schema::OlderRows;
 use caudal_model::{
     ChangeBuffer, Error, Op, Result, Slot, TableName, TableSchema, TransactionMeta,
@@ -127,8 +128,7 @@ impl MysqlTail {
 
     pub(super) fn rows(&mut self, event_type: u8, body: &[u8]) -> Result<Step> {
         let compressed = event_type >= kind::MARIA_WRITE_ROWS_COMPRESSED_V1;
-        let v2 = (kind::WRITE_ROWS..=kind::PARTIAL_UPDATE_ROWS).contains(&event_type)
-            || event_type >= kind::MARIA_WRITE_ROWS_COMPRESSED;
+        let (v2, _) = shape(event_type);
         let op = match event_type {
             kind::WRITE_ROWS_V1
             | kind::WRITE_ROWS
@@ -182,7 +182,17 @@ impl MysqlTail {
         };
         let unpacked = if compressed {
             let mut rows = Vec::new();
-            events::inflate(body.get(h.start..).unwrap_or_default(), &mut rows)?;
+            let packed = body.get(h.start..).unwrap_or_default();
+            let bytes = events::inflated_len(packed)?;
+            if bytes > packet_limit(self.server.options.value_bytes) {
+                let e = DecodeError::TooLarge(bytes as u64);
+                let at = self.transaction.as_ref().map(|t| t.identity.text());
+                let error = value_error(e, None, table, &at.unwrap_or_default());
+                let table = table.clone();
+                self.fail(&table, error);
+                return Ok(Step::Next);
+            }
+            events::inflate(packed, &mut rows)?;
             Some(rows)
         } else {
             None
@@ -198,6 +208,50 @@ impl MysqlTail {
             after: h.after,
             unpacked,
         }))
+    }
+
+    /// An event with rows beyond what may be held: its table cannot go on.
+    pub(super) fn oversized(&mut self, body: &[u8]) -> Result<Step> {
+        let mut input = Input(body);
+        let (event_type, bytes) = (input.u8()?, input.u64()?);
+        let body = input.rest();
+        if !changes_rows(event_type) {
+            return Ok(Step::Next);
+        }
+        let id = Input(body).uint(6)?;
+        if !self.plans.contains_key(&id)
+            && let step @ (Step::Describe(_) | Step::Charset(_)) = self.plan(id)?
+        {
+            return Ok(step);
+        }
+        let (Some(Planned::Ready(plan)), Some(transaction)) =
+            (self.plans.get(&id), &self.transaction)
+        else {
+            return Ok(Step::Next);
+        };
+        let joined = plan.clone();
+        let (schema, plan) = &*joined;
+        let mark = self
+            .tracked
+            .get(&schema.table)
+            .and_then(|t| t.mark.as_ref());
+        if mark.is_some_and(|m| transaction.identity.covered_by(m)) {
+            return Ok(Step::Next);
+        }
+        let (v2, update) = shape(event_type);
+        let compressed = event_type >= kind::MARIA_WRITE_ROWS_COMPRESSED_V1;
+        let found = rows::rows_header(body, v2, update)
+            .ok()
+            .filter(|_| !compressed);
+        let found = found.and_then(|h| rows::too_large(plan, body, &h));
+        let (column, bytes) = found.map_or((None, bytes), |(c, n)| (Some(c), n));
+        let column = column.and_then(|i| schema.columns.get(i));
+        let column = column.map(|c| c.name.clone());
+        let table = schema.table.clone();
+        let at = transaction.identity.text();
+        let error = value_error(DecodeError::TooLarge(bytes), column.as_deref(), &table, &at);
+        self.fail(&table, error);
+        Ok(Step::Next)
     }
 
     /// The defaults of a schema's columns.
@@ -272,6 +326,21 @@ impl MysqlTail {
             Err(e) => Err(e.error.into()),
         }
     }
+}
+
+/// Whether a rows event has extra data before its rows, and two images a row.
+fn shape(event_type: u8) -> (bool, bool) {
+    let v2 = (kind::WRITE_ROWS..=kind::PARTIAL_UPDATE_ROWS).contains(&event_type)
+        || event_type >= kind::MARIA_WRITE_ROWS_COMPRESSED;
+    let update = matches!(
+        event_type,
+        kind::UPDATE_ROWS_V1
+            | kind::UPDATE_ROWS
+            | kind::PARTIAL_UPDATE_ROWS
+            | kind::MARIA_UPDATE_ROWS_COMPRESSED_V1
+            | kind::MARIA_UPDATE_ROWS_COMPRESSED
+    );
+    (v2, update)
 }
 
 /// The error of a value, with what mends it.
