@@ -14,6 +14,20 @@ use std::time::Duration;
 /// How long an event may take; only a tail that stands still takes so long.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// The numbers that times are, alone or in lists.
+fn plain(shown: &DataType) -> Option<DataType> {
+    match shown {
+        DataType::Timestamp(..) | DataType::Time64(_) => Some(DataType::Int64),
+        DataType::Date32 => Some(DataType::Int32),
+        DataType::List(item) => {
+            let item = item.as_ref().clone();
+            let plain = plain(item.data_type())?;
+            Some(DataType::List(Arc::new(item.with_data_type(plain))))
+        }
+        _ => None,
+    }
+}
+
 /// Each change as text: table, op, then `column=value` of the cells that are not null, then
 /// the unchanged columns.
 pub fn show(batches: &[TableBatch]) -> Vec<String> {
@@ -26,12 +40,9 @@ pub fn show(batches: &[TableBatch]) -> Vec<String> {
             .rows
             .columns()
             .iter()
-            .map(|column| match column.data_type() {
-                DataType::Timestamp(..) | DataType::Time64(_) => {
-                    cast(column, &DataType::Int64).unwrap()
-                }
-                DataType::Date32 => cast(column, &DataType::Int32).unwrap(),
-                _ => column.clone(),
+            .map(|column| match plain(column.data_type()) {
+                Some(plain) => cast(column, &plain).unwrap(),
+                None => column.clone(),
             })
             .collect();
         let text = |i: usize| ArrayFormatter::try_new(&plain[i], &format).unwrap();

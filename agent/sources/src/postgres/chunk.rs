@@ -18,7 +18,7 @@ use super::mapping::{self, CopyForm, Mapped};
 use super::schema;
 use super::shape::Identity;
 use super::visibility::Snapshot;
-use super::{Lsn, Shared};
+use super::{Lsn, Shared, filter};
 use crate::{ChunkEvent, ChunkReader};
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
@@ -54,6 +54,9 @@ struct Copy {
     stream: Pin<Box<CopyOutStream>>,
     schema: Arc<TableSchema>,
     columns: Vec<(Codec, CopyForm)>,
+    /// Columns whose size stands in one more cell behind the row where it is past the limit,
+    /// while their own cell is null.
+    guards: Vec<usize>,
     value_bytes: usize,
     slot: Option<Slot>,
     header: bool,
@@ -202,6 +205,25 @@ impl PostgresReader {
         }
     }
 
+    /// Whether the table may hold a value past the limit: what is longer than a page is stored
+    /// out of line, and in line nothing compresses to less than a 256th.
+    async fn holds_long_values(&self, table: &TableName) -> Result<bool> {
+        const LARGEST_PAGE: usize = 32 << 10;
+        if self.shared.options.value_bytes < LARGEST_PAGE * 256 {
+            return Ok(true);
+        }
+        let row = self
+            .client
+            .query_one(
+                "SELECT coalesce(max(pg_relation_size(reltoastrelid)), 0) > 0 FROM pg_class
+                  WHERE oid = to_regclass($1) AND reltoastrelid <> 0",
+                &[&table_ident(table)],
+            )
+            .await
+            .map_err(query_error)?;
+        Ok(row.get(0))
+    }
+
     /// The key's columns with their types, as the server prints them.
     fn key_columns<'a>(&self, schema: &'a TableSchema) -> Result<Vec<(&'a str, &'a str)>> {
         schema
@@ -229,15 +251,28 @@ impl PostgresReader {
             self.begin("READ COMMITTED", &schema.table).await?;
         }
         let selected = self.compare(schema).await?;
-        let list: Vec<String> = selected
-            .iter()
-            .map(|(name, m)| mapping::copy_expression(name, m.form))
-            .collect();
+        let limit = self.shared.options.value_bytes;
+        let guarded = self.holds_long_values(&schema.table).await?;
+        let mut list = Vec::new();
+        let mut sizes = Vec::new();
+        let mut guards = Vec::new();
+        for (index, (name, m)) in selected.iter().enumerate() {
+            let value = mapping::copy_expression(name, m.form);
+            let size = m.size_expression(name).filter(|_| guarded);
+            if let Some(size) = size {
+                list.push(format!("CASE WHEN {size} <= {limit} THEN {value} END"));
+                sizes.push(format!("CASE WHEN {size} > {limit} THEN {size} END"));
+                guards.push(index);
+            } else {
+                list.push(value);
+            }
+        }
+        list.append(&mut sizes);
         let sql = format!(
             "COPY (SELECT {} FROM ONLY {}{}) TO STDOUT (FORMAT binary)",
             list.join(", "),
             table_ident(&schema.table),
-            self.condition(schema, chunk)?,
+            self.carried(schema, chunk)?,
         );
         let stream = self
             .client
@@ -251,13 +286,25 @@ impl PostgresReader {
                 .into_iter()
                 .map(|(_, m)| (m.codec, m.form))
                 .collect(),
-            value_bytes: self.shared.options.value_bytes,
+            guards,
+            value_bytes: limit,
             slot: None,
             header: true,
             rest: Bytes::new(),
             ended: false,
         });
         Ok(())
+    }
+
+    /// The condition of a chunk's rows that the table's filter lets through.
+    fn carried(&self, schema: &TableSchema, chunk: &Chunk) -> Result<String> {
+        let range = self.condition(schema, chunk)?;
+        let options = self.shared.options.tables.get(&schema.table);
+        let Some(f) = options.and_then(|o| o.filter.as_ref()) else {
+            return Ok(range);
+        };
+        let word = if range.is_empty() { "WHERE" } else { "AND" };
+        Ok(format!("{range} {word} {}", filter::condition(f, schema)?))
     }
 
     fn condition(&self, schema: &TableSchema, chunk: &Chunk) -> Result<String> {
@@ -318,8 +365,15 @@ fn table_error(table: &TableName, e: tokio_postgres::Error) -> Error {
         "42501" => Error::data(table, "the table cannot be read")
             .caused_by(error)
             .hint("run `caudal check`: it prints what is missing"),
-        // Corrupt rows, or a value that its own output function refuses.
-        code if code.starts_with("22") || code == "XX001" => {
+        // Corrupt rows, or a value that its own output function refuses, or a row that does not
+        // fit the server's own gigabyte.
+        code if code.starts_with("22")
+            || code == "XX001"
+            || code.starts_with("54")
+            || error
+                .message()
+                .contains("invalid memory alloc request size") =>
+        {
             Error::data(table, "the server cannot read a row").caused_by(error)
         }
         _ => error.in_table(table),
@@ -484,7 +538,7 @@ impl Copy {
             let bytes = held.get(at..).unwrap_or_default();
             match binary::row(bytes).map_err(|e| malformed(table, e))? {
                 Row::Whole(count, cells, len) => {
-                    if usize::from(count) != self.columns.len() {
+                    if usize::from(count) != self.columns.len() + self.guards.len() {
                         return Err(malformed(table, ValueError::Form));
                     }
                     let slot = match self.slot {
@@ -534,6 +588,15 @@ impl Copy {
                 Err(e) => Err(e),
             };
             outcome.map_err(|e| cell_error(&self.schema, index, e))?;
+        }
+        for index in &self.guards {
+            let size = binary::cell(&mut cells).map_err(|e| malformed(&self.schema.table, e))?;
+            if let Some(size) = size {
+                let bytes = size.first_chunk().map_or(0, |b| u32::from_be_bytes(*b)) as usize;
+                let limit = self.value_bytes;
+                let large = ValueError::Large { bytes, limit };
+                return Err(cell_error(&self.schema, *index, large));
+            }
         }
         row.finish();
         Ok(())

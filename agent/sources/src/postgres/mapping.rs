@@ -192,6 +192,16 @@ impl Mapped {
         })
     }
 
+    /// The expression that tells a value's bytes without reading it, where there is one.
+    pub fn size_expression(&self, name: &str) -> Option<String> {
+        let column = ident(name);
+        match (self.codec, self.form) {
+            (Codec::Bytea, CopyForm::Plain) => Some(format!("octet_length({column})")),
+            (Codec::Text, CopyForm::Plain) => Some(format!("octet_length({column}::text)")),
+            _ => None,
+        }
+    }
+
     fn allowed(&self, asked: &LakeType) -> String {
         let more = match &self.lake {
             LakeType::Int16 => ", int32, int64",

@@ -18,6 +18,7 @@ mod chunk;
 mod connect;
 pub mod decode;
 mod decoder;
+mod filter;
 mod lsn;
 pub(crate) mod mapping;
 mod names;

@@ -1,5 +1,9 @@
 //! The replication connection: handshake, and a pump that keeps it alive.
 //!
+//! A message that is longer than any value may be is collected without the values that are
+//! too long (see `decode::oversize`), so that one row neither fills the memory nor stops
+//! the stream.
+//!
 //! The pump is a task of its own. It answers keepalives and reports the
 //! acknowledged position on time whatever the pipeline does: while the queue to the
 //! tail is full it stops reading, so the server's socket fills and the server waits
@@ -12,6 +16,7 @@
 //! holds at most [`QUEUE`] such buffers (INV-9).
 
 use super::connect::{self, SESSION, server_error, tls_error};
+use super::decode::oversize::{self, Oversize};
 use super::decode::pgoutput;
 use super::{Lsn, Shared};
 use crate::{TlsMode, tls};
@@ -34,8 +39,9 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 const QUEUE: usize = 8;
 /// What the pump reads at once.
 const READ_BYTES: usize = 256 << 10;
-/// A message longer than this is refused; the server's own limit is 1 GiB.
-const MAX_MESSAGE: usize = 512 << 20;
+/// No message is longer than this: the server makes each in one allocation, of which none
+/// exceeds 1 GiB.
+const MAX_MESSAGE: usize = (1 << 30) + (64 << 10);
 /// How often the pump asks an idle server where its log stands.
 const STATUS_EVERY: Duration = Duration::from_secs(1);
 
@@ -46,6 +52,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send> Io for T {}
 pub struct ReplicationConnection {
     io: Box<dyn Io>,
     buf: BytesMut,
+    /// The longest text of a value that is carried.
+    longest: usize,
 }
 
 /// The stream of a slot's changes.
@@ -144,6 +152,8 @@ impl ReplicationConnection {
         let mut connection = ReplicationConnection {
             io,
             buf: BytesMut::with_capacity(READ_BYTES),
+            // Bytes come as hex, behind a prefix.
+            longest: o.value_bytes.saturating_mul(2).saturating_add(2),
         };
         connection.startup(shared).await?;
         Ok(connection)
@@ -329,6 +339,9 @@ impl ReplicationConnection {
             buf: self.buf,
             acks,
             asked: false,
+            longest: self.longest,
+            in_stream: false,
+            oversize: None,
         };
         let pump = tokio::spawn(pump.run(sender));
         Ok(ReplicationStream {
@@ -349,6 +362,12 @@ struct Pump {
     acks: watch::Receiver<Lsn>,
     /// The server wants a status update now.
     asked: bool,
+    /// See [`ReplicationConnection::longest`].
+    longest: usize,
+    /// Between the start and the stop of a part of a streamed transaction.
+    in_stream: bool,
+    /// A message that is being read without its long values.
+    oversize: Option<Oversize>,
 }
 
 impl Pump {
@@ -395,15 +414,41 @@ impl Pump {
     /// Splits off every whole message that has been read.
     fn whole_messages(&mut self) -> Result<Option<Bytes>> {
         let mut at = 0;
+        if self.oversize.is_none()
+            && pgoutput::message_len(&self.buf, MAX_MESSAGE)?.is_some_and(|n| n > self.longest)
+        {
+            self.oversize = Oversize::begin(&mut self.buf, self.longest, self.in_stream)?;
+        }
+        if let Some(oversize) = &mut self.oversize {
+            let whole = oversize.feed(&mut self.buf)?;
+            if whole.is_some() {
+                self.oversize = None;
+            } else {
+                self.buf.reserve(READ_BYTES);
+            }
+            return Ok(whole);
+        }
         while let Some(rest) = self.buf.get(at..) {
             match pgoutput::message_len(rest, MAX_MESSAGE)? {
+                // What stands in front of it goes first.
+                Some(len) if len > self.longest && at > 0 => break,
                 Some(len) if len <= rest.len() => {
                     let message = rest.get(..len).unwrap_or_default();
                     self.asked |= pgoutput::wants_reply(message);
+                    match oversize::kind(message) {
+                        Some(b'S') => self.in_stream = true,
+                        Some(b'E') => self.in_stream = false,
+                        _ => {}
+                    }
                     if message.first() == Some(&b'E') {
                         return Err(self.server_error(at));
                     }
                     at += len;
+                }
+                // Too little to tell what it is: a row is not collected.
+                Some(len) if len > self.longest && rest.len() < 64 => {
+                    self.buf.reserve(READ_BYTES);
+                    break;
                 }
                 Some(len) => {
                     // The whole of a long message at once, instead of doubling towards it.

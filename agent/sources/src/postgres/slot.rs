@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 use tokio_postgres::Client;
 
 /// How long new tables wait for transactions that were writing to them.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The server's `NAMEDATALEN` - 1.
 const NAME_BYTES: usize = 63;

@@ -91,7 +91,8 @@ impl Codec {
     #[inline]
     pub fn value_bytes(self, text: usize) -> usize {
         match self {
-            Codec::Bytea | Codec::Ewkb => text / 2,
+            Codec::Bytea => text.saturating_sub(2) / 2,
+            Codec::Ewkb => text / 2,
             _ => text,
         }
     }
