@@ -13,6 +13,7 @@ on!(
     mysql and mariadb: partial_rows_make_the_table,
     a_key_that_changes_during_the_copy_needs_the_whole_row,
     tables_that_need_whole_rows_say_so,
+    tables_that_come_later_know_their_defaults,
     filters_choose_the_same_rows_in_copy_and_log,
 );
 on!(mariadb: virtual_columns_need_whole_rows);
@@ -239,6 +240,55 @@ async fn tables_that_need_whole_rows_say_so(place: Place) {
     assert_eq!(notable.len(), 2, "{notable:?}");
     assert!(notable[0].contains("uniq: ") && notable[0].contains("binlog_row_image = FULL"));
     assert!(notable[1].contains("without their key"), "{notable:?}");
+}
+
+/// A table that comes while the stream runs is described when its first rows come.
+async fn tables_that_come_later_know_their_defaults(place: Place) {
+    let db = place.database(&["CREATE TABLE first (i int)"]).await;
+    let source = db.open(db.options());
+    let (_, mut tail) = start(&*source).await;
+    let mut session = db.session().await;
+    let statements = [
+        "CREATE TABLE t (id int primary key, a int DEFAULT 7, b varchar(9) NOT NULL)",
+        "CREATE TABLE u (i int not null unique, v int)",
+    ];
+    run_each(&mut session, &statements).await;
+    let log = drain(&*source, &mut *tail, 1 << 20).await;
+    assert_eq!(log.notable(), ["catalog", "catalog"]);
+    for table in tracked(&*source).await {
+        if table.schema.table.name != "first" {
+            tail.track(table);
+        }
+    }
+    let statements = [
+        "SET SESSION binlog_row_image = MINIMAL, sql_mode = ''",
+        "INSERT INTO t (id) VALUES (1)",
+        "INSERT INTO u VALUES (1, 1)",
+        "ALTER TABLE t ALTER a SET DEFAULT 8",
+    ];
+    run_each(&mut session, &statements).await;
+    let log = drain(&*source, &mut *tail, 1 << 20).await;
+    // The first default was read too early or in time, which its place in the log tells.
+    assert_eq!(log.rows[1..], ["u:c i=1 v=1"], "{:?}", log.notable());
+    let rows = ["t:c id=1 a=7 b=", "t:c id=1 a=8 b="];
+    assert!(rows.contains(&&*log.rows[0]), "{:?}", log.rows);
+    let again = log
+        .notable()
+        .iter()
+        .any(|e| e.starts_with("recopy") && e.contains("default"));
+    assert_eq!(
+        again,
+        log.rows[0] == rows[1],
+        "{:?} {:?}",
+        log.rows,
+        log.notable()
+    );
+    if again {
+        return;
+    }
+    run_each(&mut session, &["INSERT INTO t (id) VALUES (2)"]).await;
+    let log = drain(&*source, &mut *tail, 1 << 20).await;
+    assert_eq!(log.rows, ["t:c id=2 a=8 b="]);
 }
 
 async fn filters_choose_the_same_rows_in_copy_and_log(place: Place) {

@@ -20,7 +20,10 @@ const HUGE: usize = 100 << 20;
 async fn server(t: &Trial) -> Result<Trial> {
     match t.kind() {
         Kind::Postgres => t.on_private_server(&[]).await,
-        _ => t.on_private_server(&["max_allowed_packet=1G"]).await,
+        _ => {
+            t.on_private_server(&["--max-allowed-packet=1073741824"])
+                .await
+        }
     }
 }
 

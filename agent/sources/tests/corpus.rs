@@ -10,7 +10,7 @@ use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
-/// Mutations of each target's corpus together.
+/// Mutations of each target's corpus together; `CAUDAL_MUTATIONS` sets another number.
 const MUTATIONS: usize = 4_000;
 /// What one target may add to the process's greatest memory, in KiB.
 const MEMORY_KIB: u64 = 192 << 10;
@@ -124,6 +124,8 @@ fn hex(bytes: &[u8]) -> String {
 
 #[test]
 fn no_target_panics_or_takes_memory_over_its_corpus() {
+    let mutations = std::env::var("CAUDAL_MUTATIONS").ok();
+    let mutations = mutations.map_or(MUTATIONS, |n| n.parse().unwrap());
     let mut failed = 0;
     for (name, target) in TARGETS {
         let files = corpus(name);
@@ -133,7 +135,7 @@ fn no_target_panics_or_takes_memory_over_its_corpus() {
             failed += usize::from(!passes(&path.display().to_string(), *target, bytes));
         }
         let mut rng = XorShift(0x9e37_79b9_7f4a_7c15);
-        for i in 0..MUTATIONS {
+        for i in 0..mutations {
             let mut bytes = files[i % files.len()].1.clone();
             let other = &files[rng.below(files.len())].1;
             mutate(&mut rng, &mut bytes, other);

@@ -12,7 +12,9 @@ use super::MysqlTail;
 use crate::mysql::connect::current_place;
 use crate::mysql::control::Control;
 use crate::mysql::ddl::{Alter, Clause};
+use crate::mysql::decode::rows::Misfit;
 use crate::mysql::decode::table_map::TableMap;
+use crate::mysql::flavor::Flavor;
 use crate::mysql::gtid::Place;
 use crate::mysql::older::older_rows;
 use crate::mysql::schema::{SourceColumn, SourceTable, describe, read_table};
@@ -20,14 +22,22 @@ use crate::mysql::types::{Declared, column_type, retains};
 use crate::mysql::wire::{WireError, identifier};
 use crate::{DiscoveredTable, TailEvent};
 use caudal_model::schema::{ColumnSpec, Evolution, OlderRows};
-use caudal_model::{Error, Kind, LakeType, Result, TableName, TableSchema};
+use caudal_model::{Error, LakeType, Result, TableName, TableSchema};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 /// What the server said of tables, and where its log ended afterwards.
 pub(super) struct Answer {
-    tables: HashMap<TableName, Option<SourceTable>>,
+    tables: HashMap<TableName, Found>,
     until: Place,
+}
+
+/// What the server said of a table.
+enum Found {
+    Table(Box<SourceTable>),
+    Gone,
+    /// Somebody holds its definition.
+    Locked,
 }
 
 /// One ALTER of a table.
@@ -41,12 +51,14 @@ pub(super) struct Change {
 /// A definition that has not been taken over.
 pub(super) struct Pending {
     changes: Vec<Change>,
+    /// `None` if it is gone.
     now: Option<SourceTable>,
     until: Place,
 }
 
-/// Seconds that a table's definition is waited for while a statement changes it.
-const LOCK_SECONDS: u32 = 20;
+/// Seconds that a table's definition is waited for while a statement changes it; the stream
+/// stands still meanwhile.
+const LOCK_SECONDS: u32 = 5;
 
 impl MysqlTail {
     /// Asks what these tables are now.
@@ -93,10 +105,25 @@ impl MysqlTail {
             None => Vec::new(),
         };
         changes.push(change);
+        self.expect(table, changes, answer);
+    }
+
+    /// Keeps the server's answer until it is certain.
+    fn expect(&mut self, table: &TableName, changes: Vec<Change>, answer: &Answer) {
+        let now = match answer.tables.get(table) {
+            Some(Found::Table(now)) => Some((**now).clone()),
+            Some(Found::Gone) | None => None,
+            Some(Found::Locked) => {
+                let reason = format!("its definition was locked for {LOCK_SECONDS} s");
+                self.recopy(table, reason);
+                return;
+            }
+        };
+        let until = answer.until.clone();
         let pending = Pending {
             changes,
-            now: answer.tables.get(table).cloned().flatten(),
-            until: answer.until.clone(),
+            now,
+            until,
         };
         self.pending.insert(table.clone(), pending);
         self.plans.clear();
@@ -116,8 +143,7 @@ impl MysqlTail {
                 continue;
             };
             let described = describe(&now, &self.server.options, self.server.flavor);
-            tracked.remember(&now, &described, self.server.flavor);
-            tracked.assumed = Some(until.clone());
+            tracked.remember(&now, &described, until, self.server.flavor);
             if described.problems.is_empty() && !same(&tracked.schema, &described) {
                 let pending = Pending {
                     changes: Vec::new(),
@@ -149,17 +175,45 @@ impl MysqlTail {
         let table = TableName::new(map.database.clone(), map.table.clone());
         if !self.pending.contains_key(&table) {
             let answer = self.ask(std::slice::from_ref(&table)).await?;
-            let pending = Pending {
-                changes: Vec::new(),
-                now: answer.tables.get(&table).cloned().flatten(),
-                until: answer.until,
-            };
-            self.pending.insert(table.clone(), pending);
+            self.expect(&table, Vec::new(), &answer);
         }
-        if let Some(pending) = self.pending.remove(&table) {
+        if let Some(pending) = self.pending.remove(&table)
+            && let Some(pending) = self.first_seen(map, &table, pending)
+        {
             self.take_over(&table, pending, Some(map), since_seq);
         }
         Ok(())
+    }
+
+    /// Of a table whose rows come for the first time only the defaults are needed, if its
+    /// definition fits. Returns what else must be taken over.
+    fn first_seen(
+        &mut self,
+        map: &TableMap,
+        table: &TableName,
+        pending: Pending,
+    ) -> Option<Pending> {
+        let tracked = self.tracked.get_mut(table)?;
+        let first = tracked.assumed.is_none() && pending.changes.is_empty();
+        let (true, Some(now)) = (first, &pending.now) else {
+            return Some(pending);
+        };
+        let described = describe(now, &self.server.options, self.server.flavor);
+        tracked.remember(now, &described, &pending.until, self.server.flavor);
+        let schema = tracked.schema.clone();
+        if !self.fits(map, table, &schema) {
+            return Some(pending);
+        }
+        if !same(&schema, &described) {
+            self.pending.insert(table.clone(), pending);
+        }
+        None
+    }
+
+    /// Whether rows of this map can be read with a schema version.
+    fn fits(&self, map: &TableMap, table: &TableName, schema: &TableSchema) -> bool {
+        // What no version can read is told when its rows come.
+        !matches!(self.join(map, table, schema), Err(Misfit::Changed(_)))
     }
 
     fn take_over(
@@ -214,8 +268,12 @@ impl MysqlTail {
                 return;
             }
         };
+        let altered = !pending.changes.is_empty() || !Arc::ptr_eq(&tracked.schema, &schema);
+        if let Some(tracked) = self.tracked.get_mut(table) {
+            tracked.remember(&now, &described, &pending.until, flavor);
+        }
         if let Some(map) = map
-            && self.join(map, table, &schema).is_err()
+            && !self.fits(map, table, &schema)
         {
             let reason = "its rows in the log are of a definition that the server no longer has";
             self.recopy(table, reason.to_owned());
@@ -224,9 +282,7 @@ impl MysqlTail {
         let next = schema.columns.iter().map(|c| c.id + 1).max().unwrap_or(1);
         if let Some(tracked) = self.tracked.get_mut(table) {
             tracked.next_column_id = tracked.next_column_id.max(next);
-            tracked.assumed = Some(pending.until.clone());
-            tracked.early = map.map(|_| pending.until);
-            tracked.remember(&now, &described, flavor);
+            tracked.early = (map.is_some() && altered).then_some(pending.until);
             if !Arc::ptr_eq(&tracked.schema, &schema) {
                 tracked.schema = schema.clone();
                 self.plans.clear();
@@ -237,8 +293,10 @@ impl MysqlTail {
 }
 
 impl super::Tracked {
-    /// Keeps the defaults, which stand for cells that an insert's image does not have.
-    fn remember(&mut self, now: &SourceTable, d: &DiscoveredTable, flavor: crate::mysql::Flavor) {
+    /// Keeps what rows need to know besides the columns, as the server had it when its log
+    /// ended at `until`: the defaults, which stand for cells that an insert's image does not have.
+    fn remember(&mut self, now: &SourceTable, d: &DiscoveredTable, until: &Place, flavor: Flavor) {
+        self.assumed = Some(until.clone());
         let of = |spec: &ColumnSpec| {
             let c = now.columns.iter().find(|c| c.name == spec.name)?;
             Some((spec.name.clone(), older_rows(c, spec, flavor)))
@@ -264,18 +322,18 @@ async fn ask_tables(c: &mut Control, tables: &[TableName]) -> Result<Answer> {
             Err(WireError::Server {
                 code: 1146 | 1049, ..
             }) => {
-                found.insert(table.clone(), None);
+                found.insert(table.clone(), Found::Gone);
                 continue;
             }
             Err(WireError::Server { code: 1205, .. }) => {
-                return Err(Error::retryable(
-                    Kind::Source,
-                    format!("the definition of {table} is locked"),
-                ));
+                found.insert(table.clone(), Found::Locked);
+                continue;
             }
             Err(e) => return Err(Error::from(e).context(format!("reading what {table} is now"))),
         }
-        found.insert(table.clone(), read_table(c, table).await?);
+        let now = read_table(c, table).await?;
+        let now = now.map_or(Found::Gone, |t| Found::Table(Box::new(t)));
+        found.insert(table.clone(), now);
     }
     Ok(Answer {
         tables: found,
@@ -293,7 +351,7 @@ fn same(schema: &TableSchema, now: &DiscoveredTable) -> bool {
 }
 
 /// The types of columns whose text the lake holds although it could hold their values.
-fn shown_as_text(specs: &[ColumnSpec], flavor: crate::mysql::Flavor) -> HashSet<String> {
+fn shown_as_text(specs: &[ColumnSpec], flavor: Flavor) -> HashSet<String> {
     let as_text = |s: &&ColumnSpec| {
         s.lake_type == LakeType::Utf8
             && column_type(&Declared::parse(&s.source_type), flavor, None)
@@ -393,7 +451,7 @@ impl Names {
         now: &SourceTable,
         columns: Vec<ColumnSpec>,
         certain: bool,
-        flavor: crate::mysql::Flavor,
+        flavor: Flavor,
     ) -> Result<Vec<ColumnSpec>, String> {
         let source = |name: &str| now.columns.iter().find(|c| alike(&c.name, name));
         for (column, loose) in &self.modified {

@@ -81,7 +81,8 @@ impl MysqlTail {
             return Ok(Step::Next);
         };
         // Names that fit may belong to other columns by now.
-        if self.has_changed_columns(&table) {
+        // And a table that came later has not been described.
+        if tracked.assumed.is_none() || self.has_changed_columns(&table) {
             return Ok(Step::Describe(map));
         }
         match self.join(&map, &table, &tracked.schema) {
