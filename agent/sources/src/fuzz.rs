@@ -25,11 +25,12 @@ use crate::postgres::relation::Relation;
 use bytes::BytesMut;
 use caudal_model::schema::ColumnSpec;
 use caudal_model::{
-    ChangeBuffer, ColumnBuilder, LakeType, Op, Position, TableName, TableSchema, TransactionMeta,
+    ChangeBuffer, ColumnBuilder, LakeType, Op, Position, TableBatch, TableName, TableSchema,
+    TransactionMeta,
 };
 use std::collections::HashMap;
 use std::io::Read;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 /// A fuzz target: the name of its corpus directory, and its function.
 pub type Target = (&'static str, fn(&[u8]));
@@ -63,8 +64,20 @@ fn buffer() -> ChangeBuffer {
 
 /// The column type of an oid, as the catalogue would describe it.
 fn described((oid, type_mod): TypeKey) -> ColumnType {
+    // Some of the system's arrays, by the oids of their elements.
+    const ARRAYS: [(u32, u32); 8] = [
+        (1000, 16),
+        (1001, 17),
+        (1007, 23),
+        (1009, 25),
+        (1022, 701),
+        (1115, 1114),
+        (1231, 1700),
+        (3807, 3802),
+    ];
+    let element = ARRAYS.iter().find(|(array, _)| *array == oid);
     let base = BaseType {
-        oid,
+        oid: element.map_or(oid, |(_, element)| *element),
         type_mod,
         name: String::new(),
         kind: "b".to_owned(),
@@ -73,7 +86,10 @@ fn described((oid, type_mod): TypeKey) -> ColumnType {
     };
     ColumnType {
         name: oid.to_string(),
-        mapped: Ok(postgres_mapping::map(&base)),
+        mapped: Ok(match element {
+            Some(_) => postgres_mapping::map_array(&base),
+            None => postgres_mapping::map(&base),
+        }),
     }
 }
 
@@ -84,6 +100,8 @@ struct Stream {
     /// Distinct for each relation message, as schema versions are.
     version: u32,
     in_stream: bool,
+    /// Rows that cannot be written are errors, and no table is being copied.
+    strict: bool,
 }
 
 impl Stream {
@@ -101,7 +119,8 @@ impl Stream {
         let mut schema = TableSchema::first(relation.table.clone(), 1, specs, key);
         schema.version = self.version;
         // Whether the table is being copied is the oid's lowest bit here.
-        relation.make_plan(&Arc::new(schema), &codecs, None, body.oid & 1 == 1, 1 << 16);
+        let copying = !self.strict && body.oid & 1 == 1;
+        relation.make_plan(&Arc::new(schema), &codecs, None, copying, 1 << 16);
         self.relations.insert(body.oid, relation);
         Ok(())
     }
@@ -116,7 +135,11 @@ impl Stream {
                     && let Some(plan) = &mut relation.plan
                     && let Err(e) = plan.write(&mut self.into, &row)
                 {
-                    let _ = relation.row_error(e, Lsn(0)).to_string();
+                    let error = relation.row_error(e, Lsn(0));
+                    let _ = error.to_string();
+                    if self.strict {
+                        return Err(error);
+                    }
                 }
             }
             Message::Truncate { relations, .. } => {
@@ -140,15 +163,36 @@ impl Stream {
     }
 }
 
+impl Stream {
+    fn new(strict: bool) -> Self {
+        Stream {
+            strict,
+            relations: HashMap::new(),
+            into: buffer(),
+            version: 0,
+            in_stream: false,
+        }
+    }
+}
+
+/// The rows of frames of PostgreSQL's replication stream that no server is needed for.
+///
+/// Errors: what a tail would end with.
+pub fn pgoutput_rows(data: &[u8]) -> caudal_model::Result<Vec<TableBatch>> {
+    let mut stream = Stream::new(true);
+    let mut rest = Reader(data);
+    while !rest.0.is_empty() {
+        if let Envelope::Data(message) = pgoutput::envelope(&mut rest)? {
+            stream.message(message)?;
+        }
+    }
+    stream.into.take()
+}
+
 /// Frames of PostgreSQL's replication stream, through relations into a buffer. A
 /// message that is refused is left out, so that those behind it are reached.
 pub fn pgoutput_frames(data: &[u8]) {
-    let mut stream = Stream {
-        relations: HashMap::new(),
-        into: buffer(),
-        version: 0,
-        in_stream: false,
-    };
+    let mut stream = Stream::new(false);
     oversize_frames(data);
     let mut rest = data;
     while let Ok(Some(len)) = pgoutput::message_len(rest, 1 << 20)
@@ -180,11 +224,10 @@ fn oversize_frames(data: &[u8]) {
 }
 
 /// The codecs with each lake type that they are used with.
-static POSTGRES_TYPES: [(Codec, LakeType); 22] = {
-    const fn decimal(precision: u8, scale: u8) -> LakeType {
-        LakeType::Decimal { precision, scale }
-    }
-    [
+static POSTGRES_TYPES: LazyLock<Vec<(Codec, LakeType)>> = LazyLock::new(|| {
+    let decimal = |precision, scale| LakeType::Decimal { precision, scale };
+    let list = |item: LakeType| LakeType::List(Box::new(item));
+    vec![
         (Codec::Bool, LakeType::Boolean),
         (Codec::Int, LakeType::Int16),
         (Codec::Int, LakeType::Int32),
@@ -208,8 +251,18 @@ static POSTGRES_TYPES: [(Codec, LakeType); 22] = {
         (Codec::Timestamp, LakeType::TimestampUtc),
         // What a schema that does not fit its log would give.
         (Codec::Numeric, LakeType::Date32),
+        (Codec::List(&Codec::Int, b','), list(LakeType::Int32)),
+        (Codec::List(&Codec::Text, b','), list(LakeType::Utf8)),
+        (Codec::List(&Codec::Numeric, b';'), list(decimal(9, 3))),
+        (Codec::List(&Codec::Bytea, b','), list(LakeType::Binary)),
+        (Codec::List(&Codec::Hstore, b','), list(LakeType::Map)),
+        (Codec::List(&Codec::Int, b','), list(LakeType::Boolean)),
+        (Codec::Hstore, LakeType::Map),
+        (Codec::Ewkb, LakeType::Binary),
+        (Codec::Vector, list(LakeType::Float32)),
+        (Codec::Vector, list(LakeType::Utf8)),
     ]
-};
+});
 
 /// One value, as text and in binary: the first byte chooses the type, the rest is the
 /// value. A refused value must leave no trace.

@@ -42,6 +42,9 @@ const READ_BYTES: usize = 256 << 10;
 /// No message is longer than this: the server makes each in one allocation, of which none
 /// exceeds 1 GiB.
 const MAX_MESSAGE: usize = (1 << 30) + (64 << 10);
+/// For a database of SQL_ASCII, whose text may be anything: the server would check it against
+/// another encoding, and end the stream at the first that is not; here it ends its table.
+const UNCHECKED: &str = "SET client_encoding = 'SQL_ASCII'";
 /// How often the pump asks an idle server where its log stands.
 const STATUS_EVERY: Duration = Duration::from_secs(1);
 
@@ -203,6 +206,7 @@ impl ReplicationConnection {
             Error::fatal(Kind::Config, "user or database holds a zero byte").caused_by(e)
         })?;
         self.send(&out).await?;
+        let mut unchecked = false;
         loop {
             match self.message().await? {
                 Message::AuthenticationOk => {}
@@ -216,9 +220,21 @@ impl ReplicationConnection {
                     self.password(hash.as_bytes()).await?;
                 }
                 Message::AuthenticationSasl(_) => self.scram(shared).await?,
-                Message::ReadyForQuery(_) => return Ok(()),
+                Message::ReadyForQuery(_) => {
+                    if std::mem::take(&mut unchecked) {
+                        out.clear();
+                        frontend::query(UNCHECKED, &mut out).map_err(io_error)?;
+                        self.send(&out).await?;
+                        continue;
+                    }
+                    return Ok(());
+                }
                 Message::ErrorResponse(body) => return Err(response_error(&mut body.fields()).1),
-                Message::ParameterStatus(_)
+                Message::ParameterStatus(body) => {
+                    let told = (body.name().ok(), body.value().ok());
+                    unchecked |= told == (Some("server_encoding"), Some("SQL_ASCII"));
+                }
+                Message::CommandComplete(_)
                 | Message::BackendKeyData(_)
                 | Message::NoticeResponse(_) => {}
                 _ => {

@@ -151,14 +151,24 @@ fn describe(
                 source_id: Some(c.number),
                 ..spec
             }),
-            Err(why) => problems.push(
-                error(
-                    "unsupported_column",
-                    format!("{} ({}): {why}", c.name, described.name),
-                )
-                .subject(&subject)
-                .mend(exclude(t, &c.name)),
-            ),
+            Err(why) => {
+                let asked = options.is_some_and(|o| o.lake_type(&c.name).is_some());
+                let mend = match asked {
+                    true => format!(
+                        "in the config, the override of {}: as = {{ {} = \"string\" }}, or take it out of `as`",
+                        t.table, c.name
+                    ),
+                    false => exclude(t, &c.name),
+                };
+                problems.push(
+                    error(
+                        "unsupported_column",
+                        format!("{} ({}): {why}", c.name, described.name),
+                    )
+                    .subject(&subject)
+                    .mend(mend),
+                );
+            }
         }
     }
     let key = options
