@@ -423,7 +423,9 @@ impl Reading<'_> {
                 continue;
             };
             let names = &self.shared.names;
-            let unwritten = names.unwritten(self.oid, now.file, number);
+            let held = Identity::held(self.held).filter(|h| h.oid == self.oid);
+            let unwritten = names.unwritten(self.oid, now.file, number)
+                || held.is_some_and(|h| h.unwritten(number, now.file));
             let older = shapes.older_rows(number, type_key, &spec.lake_type, unwritten);
             (spec.source_id, spec.older_rows) = (Some(number), older);
         }
@@ -440,17 +442,28 @@ impl Reading<'_> {
         let evolution = self
             .held
             .evolve(next_seq, &specs, &key, next_id, mapping::retains);
-        Ok(self.identified(evolution, next_seq, &numbers))
+        Ok(self.identified(evolution, next_seq, &numbers, now))
     }
 
     /// The same with the identity that the table has now. A column that is left out is no
     /// new one when it appears, so that its number makes a version too.
-    fn identified(&self, evolution: Evolution, next_seq: i64, numbers: &[i32]) -> Evolution {
+    fn identified(
+        &self,
+        evolution: Evolution,
+        next_seq: i64,
+        numbers: &[i32],
+        now: &TableState,
+    ) -> Evolution {
         let held = Identity::held(self.held);
         let most = numbers.iter().max().copied().unwrap_or(0);
+        let greatest = most.max(held.map_or(0, |h| h.greatest));
         let now = Identity {
             oid: self.oid,
-            greatest: most.max(held.map_or(0, |h| h.greatest)),
+            greatest,
+            // A column that came since may have had the rows written anew.
+            file: now
+                .file
+                .filter(|_| now.columns.iter().all(|c| c.number <= greatest)),
         };
         let source_id = Some(now.to_string());
         match evolution {

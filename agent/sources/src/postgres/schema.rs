@@ -194,7 +194,7 @@ fn describe(
     let guess = bytes / (28 + 12 * t.columns.len().max(1) as u64);
     DiscoveredTable {
         table: t.table.clone(),
-        source_id: Some(Identity::of(t.oid, &t.columns).to_string()),
+        source_id: Some(Identity::of(t.oid, &t.columns, t.file).to_string()),
         columns,
         key,
         estimated_rows: if t.rows < 0.0 { guess } else { t.rows as u64 },

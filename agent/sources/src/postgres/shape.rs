@@ -32,38 +32,52 @@ pub struct Shapes<'a> {
     pub generated: bool,
 }
 
-/// What a table is known by: its oid, and the greatest number that a column of it had,
-/// carried or not. Its text is [`TableSchema::source_id`].
+/// What a table is known by: its oid, the greatest number that a column of it had, carried
+/// or not, and the file of its rows. Its text is [`TableSchema::source_id`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Identity {
     /// `pg_class.oid`.
     pub oid: u32,
     /// Columns above it are new ones.
     pub greatest: i32,
+    /// The file that held the rows when there was no newer column, if that is known.
+    pub file: Option<u32>,
 }
 
 impl Identity {
-    /// A table with these columns.
-    pub fn of(oid: u32, columns: &[CatalogColumn]) -> Self {
+    /// A table with these columns, and a file that was read no later than they were.
+    pub fn of(oid: u32, columns: &[CatalogColumn], file: Option<u32>) -> Self {
         Identity {
             oid,
             greatest: columns.iter().map(|c| c.number).max().unwrap_or(0),
+            file,
         }
     }
 
     /// The table of a version; `None` if it was written without.
     pub fn held(schema: &TableSchema) -> Option<Self> {
-        let (oid, greatest) = schema.source_id.as_deref()?.split_once('/')?;
+        let mut parts = schema.source_id.as_deref()?.split('/');
         Some(Identity {
-            oid: oid.parse().ok()?,
-            greatest: greatest.parse().ok()?,
+            oid: parts.next()?.parse().ok()?,
+            greatest: parts.next()?.parse().ok()?,
+            file: parts.next().and_then(|f| f.parse().ok()),
         })
+    }
+
+    /// Whether the rows of then cannot have been written anew since a column of this number
+    /// was added.
+    pub fn unwritten(&self, number: i32, file: Option<u32>) -> bool {
+        self.file.is_some() && self.file == file && number > self.greatest
     }
 }
 
 impl fmt::Display for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.oid, self.greatest)
+        write!(f, "{}/{}", self.oid, self.greatest)?;
+        match self.file {
+            Some(file) => write!(f, "/{file}"),
+            None => Ok(()),
+        }
     }
 }
 
