@@ -138,9 +138,14 @@ impl OpenEpoch {
     /// The table stops with this commit.
     pub fn fail_table(&mut self, table: &TableName, error: &Error) {
         self.touch();
+        let said = error.to_string();
+        // Whoever shows it names the table.
+        let said = said
+            .strip_prefix(&format!("table {table}: "))
+            .unwrap_or(&said);
         let text = match error.hint_text() {
-            Some(hint) => format!("{error} ({hint})"),
-            None => error.to_string(),
+            Some(hint) => format!("{said} ({hint})"),
+            None => said.to_owned(),
         };
         self.tables.entry(table.clone()).or_default().error = Some(text);
     }
