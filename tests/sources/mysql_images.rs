@@ -190,6 +190,7 @@ async fn tables_that_need_whole_rows_say_so(place: Place) {
         "CREATE TABLE keyed (id int primary key, k int not null unique, v int)",
         "CREATE TABLE whole (i int, v int)",
         "CREATE TABLE uniq (i int not null unique, v int)",
+        "CREATE TABLE zone (id int primary key, v int)",
     ];
     let db = place
         .private_database(&["--binlog-row-image=MINIMAL"], &creates)
@@ -200,6 +201,11 @@ async fn tables_that_need_whole_rows_say_so(place: Place) {
         ..TableOptions::default()
     };
     options.tables.insert(db.table("keyed"), own_key);
+    let by_value = TableOptions {
+        filter: Some(parse("v > 1", FilterSyntax::MySql).unwrap()),
+        ..TableOptions::default()
+    };
+    options.tables.insert(db.table("zone"), by_value);
     let source = db.open(options);
     let findings = source.check().await.unwrap();
     let image: Vec<_> = findings
@@ -212,6 +218,11 @@ async fn tables_that_need_whole_rows_say_so(place: Place) {
         Some(db.table("keyed").to_string()),
         "{image:?}"
     );
+    assert_eq!(
+        image[2].subject,
+        Some(db.table("zone").to_string()),
+        "{image:?}"
+    );
     let (_, mut tail) = start(&*source).await;
     let statements = [
         "INSERT INTO whole VALUES (1, 1)",
@@ -222,6 +233,8 @@ async fn tables_that_need_whole_rows_say_so(place: Place) {
         "UPDATE uniq SET v = 2",
         "INSERT INTO keyed VALUES (1, 1, 1)",
         "UPDATE keyed SET v = 2",
+        "INSERT INTO zone VALUES (1, 2)",
+        "UPDATE zone SET v = 3",
     ];
     run_each(&mut db.session().await, &statements).await;
     let log = drain(&*source, &mut *tail, 1 << 20).await;
@@ -234,10 +247,15 @@ async fn tables_that_need_whole_rows_say_so(place: Place) {
         "whole:d v=2",
         "uniq:c i=1 v=1",
         "keyed:c id=1 k=1 v=1",
+        "zone:c id=1 v=2",
     ];
     assert_eq!(log.rows, expected);
     let notable = log.notable();
-    assert_eq!(notable.len(), 2, "{notable:?}");
+    assert_eq!(notable.len(), 3, "{notable:?}");
+    assert!(
+        notable[2].contains("its filter looks at columns"),
+        "{notable:?}"
+    );
     assert!(notable[0].contains("uniq: ") && notable[0].contains("binlog_row_image = FULL"));
     assert!(notable[1].contains("without their key"), "{notable:?}");
 }

@@ -229,6 +229,7 @@ fn columns(kind: Kind) -> (Vec<Column>, Vec<Column>) {
     (texts, bytes_of)
 }
 
+#[allow(clippy::print_stderr)]
 fn runner() -> TestRunner {
     let seed = match std::env::var("CAUDAL_SEED") {
         Ok(text) => hex::decode(text).expect("CAUDAL_SEED is hexadecimal"),

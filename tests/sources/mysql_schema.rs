@@ -17,7 +17,7 @@ on!(
     a_changed_table_stops_its_copy,
     changes_without_a_log_are_found_when_it_is_opened,
 );
-on!(mysql: instant_and_invisible_columns);
+on!(mysql: instant_and_invisible_columns, changes_are_told_without_gtids);
 on!(mariadb: names_in_lower_case);
 
 /// A definition, statements, the rows that must come and the events, in which `t` stands
@@ -180,18 +180,21 @@ fn options(db: &Database) -> SourceOptions {
 const OTHER: &str = "CREATE TABLE other (i int)";
 
 async fn changes_seen_at_once(place: Place) {
-    let db = place.database(&[OTHER]).await;
+    follow_cases(&place.database(&[OTHER]).await).await;
+}
+
+async fn follow_cases(db: &Database) {
     let mut session = db.session().await;
     run_each(&mut session, &["SET sql_mode = 'STRICT_ALL_TABLES'"]).await;
     for case in CASES {
         let create = format!("CREATE TABLE t ({}) CHARACTER SET utf8mb4", case.create);
         run_each(&mut session, &["DROP TABLE IF EXISTS t", &create]).await;
-        let source = db.open(options(&db));
+        let source = db.open(options(db));
         let (_, mut tail) = start(&*source).await;
         let (mut rows, mut events) = (Vec::new(), Vec::new());
         for statement in case.statements {
             run_each(&mut session, &[statement]).await;
-            let log = read_all(&db, &*source, &mut *tail, &mut session).await;
+            let log = read_all(db, &*source, &mut *tail, &mut session).await;
             rows.extend(log.0);
             events.extend(log.1);
         }
@@ -497,8 +500,7 @@ async fn a_changed_table_stops_its_copy(place: Place) {
     let source = db.open(db.options());
     let schema = tracked(&*source).await.remove(0).schema;
     let mut session = db.session().await;
-    let chunk = |reader: Box<dyn caudal_sources::ChunkReader>| async {
-        let mut reader = reader;
+    let chunk = async |reader: &mut dyn caudal_sources::ChunkReader| {
         let chunk = caudal_model::Chunk {
             id: 1,
             after: None,
@@ -506,15 +508,21 @@ async fn a_changed_table_stops_its_copy(place: Place) {
         };
         reader.start(&schema, &chunk).await.map_err(|e| e.kind())
     };
-    assert_eq!(chunk(source.open_reader().await.unwrap()).await, Ok(()));
+    let mut first = source.open_reader().await.unwrap();
+    assert_eq!(chunk(&mut *first).await, Ok(()));
+    drop(first);
+    // A reader that was refused holds nothing, however long it lives.
+    let mut refused = Vec::new();
     for statement in [
         "ALTER TABLE t MODIFY a int unsigned",
         "ALTER TABLE t DROP COLUMN a",
         "DROP TABLE t",
     ] {
         run_each(&mut session, &[statement]).await;
-        let outcome = chunk(source.open_reader().await.unwrap()).await;
+        let mut reader = source.open_reader().await.unwrap();
+        let outcome = chunk(&mut *reader).await;
         assert_eq!(outcome, Err(caudal_model::Kind::Drift), "{statement}");
+        refused.push(reader);
     }
 }
 
@@ -533,6 +541,12 @@ async fn changes_without_a_log_are_found_when_it_is_opened(place: Place) {
         events,
         ["recopy t: column a changed from varchar(10) to varchar(5)"]
     );
+}
+
+async fn changes_are_told_without_gtids(place: Place) {
+    let off = ["--gtid-mode=OFF", "--enforce-gtid-consistency=OFF"];
+    let db = place.private_database(&off, &[OTHER]).await;
+    follow_cases(&db).await;
 }
 
 async fn instant_and_invisible_columns(place: Place) {

@@ -10,6 +10,7 @@ on!(
     mysql and mariadb: keys_of_many_types_are_chunked_without_gaps,
     schema_changes_show_in_the_next_table_map,
     columns_that_are_left_out,
+    rows_that_foreign_keys_change,
 );
 
 /// Keys whose order is not that of their bytes or of their text, with rows.
@@ -98,6 +99,33 @@ async fn schema_changes_show_in_the_next_table_map(place: Place) {
     let notable = log.notable();
     assert_eq!(notable[0], format!("schema {} v2", db.table("t")));
     assert_eq!(notable[1], format!("ended {}", db.table("d")));
+}
+
+/// MySQL logs what its foreign keys do; MariaDB does not, and `check` says so.
+async fn rows_that_foreign_keys_change(place: Place) {
+    let creates = [
+        "CREATE TABLE parent (id int primary key)",
+        "CREATE TABLE child (id int primary key, p int, constraint fk foreign key (p) \
+         references parent (id) on delete cascade on update cascade)",
+    ];
+    let db = place.database(&creates).await;
+    let source = db.open(db.options());
+    let (_, mut tail) = start(&*source).await;
+    let statements = [
+        "INSERT INTO parent VALUES (1), (2)",
+        "INSERT INTO child VALUES (10, 1), (20, 2)",
+        "DELETE FROM parent WHERE id = 1",
+        "UPDATE parent SET id = 3",
+    ];
+    run_each(&mut db.session().await, &statements).await;
+    let log = drain(&*source, &mut *tail, 1 << 20).await;
+    let logged = ["child:d id=10 p=1", "child:u id=20 p=3"];
+    let in_log = logged.iter().all(|r| log.rows.iter().any(|l| l == r));
+    let findings = source.check().await.unwrap();
+    let told = findings.iter().any(|f| {
+        f.check == "foreign_key" && f.subject.as_deref() == Some(&*db.table("child").to_string())
+    });
+    assert_ne!(in_log, told, "{:?}", log.rows);
 }
 
 async fn columns_that_are_left_out(place: Place) {

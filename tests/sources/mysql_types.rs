@@ -18,7 +18,7 @@ on!(
     hashed_columns_are_read_as_text,
 );
 on!(mysql: vectors);
-on!(mariadb: compressed_columns);
+on!(mariadb: compressed_columns, system_versioned_tables_are_refused);
 
 /// The table's rows from the log and from a copy, which must be the same; and the events.
 async fn both(db: &Database, options: SourceOptions, rows: &[&str]) -> (Vec<String>, Vec<String>) {
@@ -353,6 +353,14 @@ async fn vectors(place: Place) {
     let (rows, events) = both(&db, db.options(), &[insert]).await;
     assert!(events.is_empty(), "{events:?}");
     assert_eq!(rows[0], "t:c id=1 a=ä x=[1.0, -2.5, 3e38] b=ü");
+}
+
+async fn system_versioned_tables_are_refused(place: Place) {
+    let create = "CREATE TABLE t (id int primary key) WITH SYSTEM VERSIONING";
+    let db = place.database(&[create]).await;
+    let found = db.open(db.options()).discover().await.unwrap().remove(0);
+    let checks: Vec<&str> = found.problems.iter().map(|p| p.check).collect();
+    assert_eq!(checks, ["system_versioned"]);
 }
 
 async fn compressed_columns(place: Place) {

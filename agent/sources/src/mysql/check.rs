@@ -4,9 +4,9 @@ use super::connect::{Server, has_gtids};
 use super::control::{Ask, Control};
 use super::flavor::{Flavor, Version};
 use super::schema::{describe, selected_tables};
-use super::wire::WireError;
+use super::wire::{WireError, identifier};
 use crate::TlsMode;
-use caudal_model::{Finding, Result, Severity};
+use caudal_model::{Finding, Result, Severity, TableName};
 use std::collections::{HashMap, HashSet};
 
 const DAY: u64 = 86_400;
@@ -90,8 +90,53 @@ pub async fn check(server: &Server) -> Result<Vec<Finding>> {
         );
         out.push(Finding::new(Severity::Info, "coercion", reason));
     }
+    let names: Vec<TableName> = tables.into_iter().map(|t| t.table).collect();
+    out.extend(cascades(&mut c, &names).await?);
     out.extend(grants(&mut c, server, keyless).await?);
     Ok(out)
+}
+
+/// Foreign keys by which the engine changes rows without a word in the log: all of MariaDB, and
+/// of MySQL before 9.6, which has them in the log unless `innodb_native_foreign_keys` is on.
+async fn cascades(c: &mut Control, carried: &[TableName]) -> Result<Vec<Finding>> {
+    let native = c
+        .query("SHOW GLOBAL VARIABLES LIKE 'innodb_native_foreign_keys'")
+        .await?;
+    if native.first().is_some_and(|r| r.text(1) == "OFF") {
+        return Ok(Vec::new());
+    }
+    let mut out = Vec::new();
+    for table in carried {
+        // information_schema hides constraints from who may only read.
+        let (schema, name) = (identifier(&table.schema), identifier(&table.name));
+        let sql = format!("SHOW CREATE TABLE {schema}.{name}");
+        let text = c.query(&sql).await?.first().map(|r| r.text(1));
+        for key in text.unwrap_or_default().lines().filter_map(cascading) {
+            let reason = format!(
+                "the log does not have what foreign key {key} changes: the lake keeps those rows \
+                 as they were"
+            );
+            out.push(
+                Finding::new(Severity::Warning, "foreign_key", reason)
+                    .subject(table)
+                    .mend(format!(
+                        "make it RESTRICT and let the application change these rows, or compare \
+                         with `caudal verify {table}` and mend with `caudal resnapshot {table}`"
+                    )),
+            );
+        }
+    }
+    Ok(out)
+}
+
+/// The name and the rules of a foreign key that changes rows, in a line of SHOW CREATE TABLE.
+fn cascading(line: &str) -> Option<String> {
+    let rest = line.trim_start().strip_prefix("CONSTRAINT ")?;
+    let (name, rest) = rest.split_once(" FOREIGN KEY (")?;
+    let rules = rest.get(rest.find(" ON ")?..)?.trim_end_matches(',').trim();
+    let changes = ["CASCADE", "SET NULL", "SET DEFAULT"];
+    let changes = changes.iter().any(|c| rules.contains(c));
+    changes.then(|| format!("{name} ({rules})"))
 }
 
 async fn variables(c: &mut Control) -> Result<HashMap<String, String>> {

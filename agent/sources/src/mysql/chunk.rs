@@ -173,6 +173,40 @@ impl Reader {
         Ok(())
     }
 
+    /// Opens the chunk's transaction and its SELECT.
+    async fn begin(&mut self, schema: &Arc<TableSchema>, chunk: &Chunk) -> Result<()> {
+        let exact = self.exact.clone();
+        if exact.is_none() {
+            self.hold(&schema.table).await?;
+        }
+        let table = self.checked(schema).await?;
+        if !schema.has_key() && (exact.as_ref() != Some(&schema.table) || self.exact.is_none()) {
+            return Err(Error::retryable(
+                Kind::Source,
+                "the exact read of the table was lost",
+            ));
+        }
+        let values = self.values(schema).await?;
+        let sql = self.select(schema, &values, &table, chunk)?;
+        let c = self.connection().await?;
+        // Text as it is stored, of any length, decoded here as the log's is: the server would
+        // show a `?` for bytes without a meaning.
+        c.query("SET SESSION character_set_results = NULL").await?;
+        let definitions = c.select(&sql).await;
+        let definitions = definitions.map_err(|e| changed(&schema.table, e))?;
+        if definitions.len() != values.len() {
+            return Err(Error::bug(
+                "a chunk's columns are not those that were asked for",
+            ));
+        }
+        self.reading = Some(Reading {
+            schema: schema.clone(),
+            definitions,
+            values,
+        });
+        Ok(())
+    }
+
     fn select(
         &self,
         schema: &TableSchema,
@@ -518,36 +552,13 @@ impl ChunkReader for Reader {
     }
 
     async fn start(&mut self, schema: &Arc<TableSchema>, chunk: &Chunk) -> Result<()> {
-        let exact = self.exact.clone();
-        if exact.is_none() {
-            self.hold(&schema.table).await?;
+        let begun = self.begin(schema, chunk).await;
+        if begun.is_err() {
+            // Its transaction would hold the table's definition for as long as nobody asks.
+            self.connection = None;
+            self.exact = None;
         }
-        let table = self.checked(schema).await?;
-        if !schema.has_key() && (exact.as_ref() != Some(&schema.table) || self.exact.is_none()) {
-            return Err(Error::retryable(
-                Kind::Source,
-                "the exact read of the table was lost",
-            ));
-        }
-        let values = self.values(schema).await?;
-        let sql = self.select(schema, &values, &table, chunk)?;
-        let c = self.connection().await?;
-        // Text as it is stored, of any length, decoded here as the log's is: the server would
-        // show a `?` for bytes without a meaning.
-        c.query("SET SESSION character_set_results = NULL").await?;
-        let definitions = c.select(&sql).await;
-        let definitions = definitions.map_err(|e| changed(&schema.table, e))?;
-        if definitions.len() != values.len() {
-            return Err(Error::bug(
-                "a chunk's columns are not those that were asked for",
-            ));
-        }
-        self.reading = Some(Reading {
-            schema: schema.clone(),
-            definitions,
-            values,
-        });
-        Ok(())
+        begun
     }
 
     async fn next(&mut self, into: &mut ChangeBuffer) -> Result<ChunkEvent> {
