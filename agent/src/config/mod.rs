@@ -179,33 +179,6 @@ impl Config {
         };
         let selection = Selection::new(&self.tables.include, &self.tables.exclude)
             .map_err(|e| self.error_at("tables.include", e))?;
-        let mut tables = HashMap::new();
-        for (i, o) in self.tables.overrides.iter().enumerate() {
-            let table: TableName = o
-                .table
-                .parse()
-                .map_err(|e: String| self.error_at(&format!("tables.override[{i}].table"), e))?;
-            let key = |k: &str| format!("tables.override[{i}].{k}");
-            let mut lake_types = BTreeMap::new();
-            for (column, lake_type) in &o.lake_types {
-                let parsed = lake_type
-                    .parse()
-                    .map_err(|e: String| self.error_at(&key("as"), e))?;
-                lake_types.insert(column.clone(), parsed);
-            }
-            let filter = o.filter.as_deref();
-            let filter = filter.map(|f| filter::parse(f, s.kind.filter_syntax()));
-            let options = TableOptions {
-                exclude_columns: o.exclude_columns.clone(),
-                hash_columns: o.hash_columns.clone(),
-                lake_types,
-                filter: filter
-                    .transpose()
-                    .map_err(|e| self.error_at(&key("filter"), e))?,
-                key: o.key.clone(),
-            };
-            tables.insert(table, options);
-        }
         Ok(SourceOptions {
             stream: self.stream.name.clone(),
             host: s.host.clone(),
@@ -229,7 +202,7 @@ impl Config {
             slot: s.slot.clone(),
             publication: s.publication.clone(),
             selection,
-            tables,
+            tables: self.table_options()?,
             chunk_rows: self.snapshot.chunk_rows,
             spill_dir: self.stream.state_dir.join("spill"),
             // A quarter: the open epoch, the files being encoded and the parts in flight
@@ -238,6 +211,38 @@ impl Config {
             value_bytes: usize::try_from(self.limits.value_bytes).unwrap_or(usize::MAX),
             connect_timeout: s.connect_timeout,
         })
+    }
+
+    /// What the overrides say, by table.
+    pub fn table_options(&self) -> Result<HashMap<TableName, TableOptions>> {
+        let mut tables = HashMap::new();
+        for (i, o) in self.tables.overrides.iter().enumerate() {
+            let table: TableName = o
+                .table
+                .parse()
+                .map_err(|e: String| self.error_at(&format!("tables.override[{i}].table"), e))?;
+            let key = |k: &str| format!("tables.override[{i}].{k}");
+            let mut lake_types = BTreeMap::new();
+            for (column, lake_type) in &o.lake_types {
+                let parsed = lake_type
+                    .parse()
+                    .map_err(|e: String| self.error_at(&key("as"), e))?;
+                lake_types.insert(column.clone(), parsed);
+            }
+            let filter = o.filter.as_deref();
+            let filter = filter.map(|f| filter::parse(f, self.source.kind.filter_syntax()));
+            let options = TableOptions {
+                exclude_columns: o.exclude_columns.clone(),
+                hash_columns: o.hash_columns.clone(),
+                lake_types,
+                filter: filter
+                    .transpose()
+                    .map_err(|e| self.error_at(&key("filter"), e))?,
+                key: o.key.clone(),
+            };
+            tables.insert(table, options);
+        }
+        Ok(tables)
     }
 
     /// What is done to rows on their way, with the salt fetched.
@@ -251,8 +256,7 @@ impl Config {
         if self.tables.hash_salt.is_some() && salt.expose_secret().is_empty() {
             return Err(self.error_at("tables.hash_salt", "must not be empty"));
         }
-        let options = self.source_options()?;
-        let tables = options.tables.into_iter().map(|(table, o)| {
+        let tables = self.table_options()?.into_iter().map(|(table, o)| {
             let rules = TableRules {
                 hash_columns: o.hash_columns,
                 filter: o.filter,

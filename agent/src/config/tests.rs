@@ -101,7 +101,7 @@ fn changed(from: &str, to: &str) -> String {
 fn the_example_is_understood() {
     let salted = EXAMPLE.replace("[tables]", "[tables]\nhash_salt = \"pepper\"");
     let c = parse(&salted).unwrap();
-    let options = c.source_options().unwrap().tables;
+    let options = c.table_options().unwrap();
     let (_, customers) = options.iter().next().unwrap();
     assert_eq!(customers.lake_type("amount"), Some(&LakeType::Utf8));
     assert_eq!(customers.lake_type("email"), Some(&LakeType::Utf8));
