@@ -147,6 +147,7 @@ fn same(kind: &str, expected: &Option<String>, found: &Option<String>) -> bool {
     }
 }
 
+#[allow(clippy::print_stdout)]
 async fn random_values_arrive_as_the_server_has_them(place: Place) {
     let seed: u64 = std::env::var("CAUDAL_SEED")
         .ok()

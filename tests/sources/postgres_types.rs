@@ -11,6 +11,7 @@ on!(
     columns_as_text_are_the_server_s_text,
     other_lake_types_hold_every_value_or_the_table_stops,
     what_a_list_cannot_hold_stops_the_table,
+    types_of_extensions_that_are_installed,
 );
 
 fn options(lake_types: &[(&str, &str)], hash: &[&str]) -> TableOptions {
@@ -210,5 +211,69 @@ async fn what_a_list_cannot_hold_stops_the_table(place: Place) {
             assert!(told.contains(&format!("column v holds {why}")), "{told}");
             assert!(told.contains("as = { v = \"string\" }"), "{told}");
         }
+    }
+}
+
+/// PostGIS and pgvector are not part of the servers that the tests unpack: with the packages
+/// postgresql-15-postgis-3 and postgresql-18-pgvector unpacked beside them (see
+/// `CAUDAL_DATABASES_DIR`) this reads their values, and otherwise it has nothing to do.
+async fn types_of_extensions_that_are_installed(place: Place) {
+    let setup = [
+        (
+            "vector",
+            "v vector(3), l vector[]",
+            "'[1,-2.5,1e-05]', ARRAY['[1,2,3]'::vector]",
+        ),
+        (
+            "postgis",
+            "g geometry, p geography(Point, 4326), l geometry[]",
+            "'POINT(1 2)', 'SRID=4326;POINT(3 4)', ARRAY['SRID=3857;LINESTRING(0 0,1 1)'::geometry, NULL]",
+        ),
+    ];
+    for (extension, columns, values) in setup {
+        let db = place.database(&[]).await;
+        let mut superuser = db.source.superuser().await.unwrap();
+        let available =
+            format!("SELECT count(*) FROM pg_available_extensions WHERE name = '{extension}'");
+        if superuser.scalar(&available).await.unwrap() == "0" {
+            continue;
+        }
+        superuser
+            .exec(&format!("CREATE EXTENSION {extension} SCHEMA public"))
+            .await
+            .unwrap();
+        let mut options = db.options();
+        options.selection = caudal_model::Selection::new(&["public.e".to_owned()], &[]).unwrap();
+        let source = db.open(options);
+        let mut session = db.session().await;
+        run_script(
+            &mut session,
+            &format!("CREATE TABLE e (id int PRIMARY KEY, {columns})"),
+        )
+        .await;
+        let (tables, mut tail) = start(&*source).await;
+        run_script(&mut session, &format!("INSERT INTO e VALUES (1, {values})")).await;
+        let log = drain(&*source, &mut *tail, 1 << 20).await;
+        assert!(log.notable().is_empty(), "{:?}", log.events);
+        let (copied, _) = copy(&*source, &tables[0].schema, &log.reached, 1 << 20).await;
+        assert_eq!(copied, [log.rows[0].replacen("e:c", "e:r", 1)]);
+        let expected = match extension {
+            "vector" => "e:r id=1 v=[1.0, -2.5, 0.00001] l=[[1.0, 2.0, 3.0]]".to_owned(),
+            _ => {
+                // Little-endian, with the SRID only where there is one: POINT(1 2), POINT(3 4).
+                let (one, two, three, four) = (
+                    "000000000000f03f",
+                    "0000000000000040",
+                    "0000000000000840",
+                    "0000000000001040",
+                );
+                let line =
+                    format!("0102000020110f00000200000000000000000000000000000000000000{one}{one}");
+                format!(
+                    "e:r id=1 g=0101000000{one}{two} p=0101000020e6100000{three}{four} l=[{line}, ]"
+                )
+            }
+        };
+        assert_eq!(copied, [expected]);
     }
 }

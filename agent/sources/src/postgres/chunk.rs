@@ -10,28 +10,23 @@
 
 use super::catalog::{self, CatalogColumn};
 use super::connect::{self, ident, literal, query_error, table_ident};
-use super::decode::binary::{self, Row};
-use super::decode::pgoutput::Reader;
-use super::decode::text;
-use super::decode::value::{Codec, ValueError};
-use super::mapping::{self, CopyForm, Mapped};
+use super::copy::Copy;
+use super::mapping::{self, Mapped};
 use super::schema;
 use super::shape::Identity;
 use super::visibility::Snapshot;
 use super::{Lsn, Shared, filter};
 use crate::{ChunkEvent, ChunkReader};
 use async_trait::async_trait;
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use caudal_model::schema::{Column, ColumnSpec, Evolution};
 use caudal_model::{
-    ChangeBuffer, Chunk, Class, Error, Kind, Mark, Op, Position, Result, Slot, TableName,
-    TableSchema,
+    ChangeBuffer, Chunk, Class, Error, Kind, Mark, Position, Result, TableName, TableSchema,
 };
 use futures::StreamExt;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio_postgres::{Client, CopyOutStream};
+use tokio_postgres::Client;
 
 /// How long an exact read tries to get a lock and a state that shows everything.
 const EXACT_PATIENCE: Duration = Duration::from_secs(9);
@@ -48,22 +43,6 @@ pub struct PostgresReader {
     broken: bool,
     /// Whether a table's key can be split into ranges, of the table asked last.
     ranged: Option<(Arc<TableSchema>, bool)>,
-}
-
-struct Copy {
-    stream: Pin<Box<CopyOutStream>>,
-    schema: Arc<TableSchema>,
-    columns: Vec<(Codec, CopyForm)>,
-    /// Columns whose size stands in one more cell behind the row where it is past the limit,
-    /// while their own cell is null.
-    guards: Vec<usize>,
-    value_bytes: usize,
-    slot: Option<Slot>,
-    header: bool,
-    /// What arrived and is not decoded yet.
-    rest: Bytes,
-    /// The end of the copy was read.
-    ended: bool,
 }
 
 impl PostgresReader {
@@ -501,131 +480,4 @@ impl ChunkReader for PostgresReader {
         self.in_transaction = false;
         Ok(ChunkEvent::Done)
     }
-}
-
-impl Copy {
-    fn receive(&mut self, bytes: Bytes) {
-        if self.rest.is_empty() {
-            self.rest = bytes;
-        } else {
-            let mut joined = BytesMut::with_capacity(self.rest.len() + bytes.len());
-            joined.extend_from_slice(&self.rest);
-            joined.extend_from_slice(&bytes);
-            self.rest = joined.freeze();
-        }
-    }
-
-    /// Decodes whole rows; `true` if the buffer is full and rows may be left.
-    fn decode(&mut self, into: &mut ChangeBuffer) -> Result<bool> {
-        let held = self.rest.clone();
-        let mut at = 0;
-        let table = &self.schema.table;
-        if self.header {
-            match binary::header_len(&held) {
-                Ok(Some(len)) => {
-                    at = len;
-                    self.header = false;
-                }
-                Ok(None) => return Ok(false),
-                Err(e) => return Err(malformed(table, e)),
-            }
-        }
-        let mut full = false;
-        while !self.ended {
-            if into.is_full() {
-                full = true;
-                break;
-            }
-            let bytes = held.get(at..).unwrap_or_default();
-            match binary::row(bytes).map_err(|e| malformed(table, e))? {
-                Row::Whole(count, cells, len) => {
-                    if usize::from(count) != self.columns.len() + self.guards.len() {
-                        return Err(malformed(table, ValueError::Form));
-                    }
-                    let slot = match self.slot {
-                        Some(slot) if into.is_slot_of(slot, &self.schema) => slot,
-                        _ => *self.slot.insert(into.slot(&self.schema)),
-                    };
-                    self.append_row(into, slot, cells)?;
-                    at += len;
-                }
-                Row::End => {
-                    at += 2;
-                    self.ended = true;
-                }
-                Row::Partial => break,
-            }
-        }
-        self.rest = held.slice(at.min(held.len())..);
-        Ok(full)
-    }
-
-    #[inline]
-    fn append_row(&self, into: &mut ChangeBuffer, slot: Slot, cells: &[u8]) -> Result<()> {
-        let mut row = into.row(slot, Op::Snapshot);
-        let mut cells = Reader(cells);
-        for (index, (codec, form)) in self.columns.iter().enumerate() {
-            let outcome = match binary::cell(&mut cells) {
-                Ok(None) => {
-                    row.column(index).push_null();
-                    continue;
-                }
-                Ok(Some(value)) if value.len() > self.value_bytes => Err(ValueError::Large {
-                    bytes: value.len(),
-                    limit: self.value_bytes,
-                }),
-                Ok(Some(value)) => {
-                    if codec.is_variable() {
-                        row.count(value.len());
-                    }
-                    // What was selected as text is text.
-                    match form {
-                        CopyForm::Plain => binary::append(*codec, row.column(index), value),
-                        CopyForm::Cast | CopyForm::Output => {
-                            text::append(*codec, row.column(index), value)
-                        }
-                    }
-                }
-                Err(e) => Err(e),
-            };
-            outcome.map_err(|e| cell_error(&self.schema, index, e))?;
-        }
-        for index in &self.guards {
-            let size = binary::cell(&mut cells).map_err(|e| malformed(&self.schema.table, e))?;
-            if let Some(size) = size {
-                let bytes = size.first_chunk().map_or(0, |b| u32::from_be_bytes(*b)) as usize;
-                let limit = self.value_bytes;
-                let large = ValueError::Large { bytes, limit };
-                return Err(cell_error(&self.schema, *index, large));
-            }
-        }
-        row.finish();
-        Ok(())
-    }
-}
-
-fn cell_error(schema: &TableSchema, index: usize, e: ValueError) -> Error {
-    let column = schema.columns.get(index).map_or("?", |c| c.name.as_str());
-    let table = &schema.table;
-    let hint = if matches!(e, ValueError::Large { .. }) {
-        format!(
-            "raise limits.value_bytes or add {column} to exclude_columns of this table, then run `caudal resnapshot {table}`"
-        )
-    } else if e.text_helps() {
-        format!(
-            "set as = {{ {column} = \"string\" }} for this table, then run `caudal resnapshot {table}`"
-        )
-    } else {
-        format!(
-            "add {column} to exclude_columns of this table or mend the value, then run `caudal resnapshot {table}`"
-        )
-    };
-    Error::data(table, format!("column {column} {e}")).hint(hint)
-}
-
-fn malformed(table: &TableName, e: ValueError) -> Error {
-    Error::fatal(
-        Kind::Corrupt,
-        format!("table {table}: the server's copy {e}"),
-    )
 }

@@ -151,6 +151,9 @@ pub fn server_error(code: &str, message: &str) -> Error {
     let text = format!("the server says: {message} ({code})");
     let class = code.get(..2).unwrap_or("");
     match class {
+        // A retry would meet it again, and so would every one.
+        _ if message.contains("invalid memory alloc request size") => Error::fatal(Kind::Source, text)
+            .hint("a row is longer than the gigabyte that the server can send (bytea counts twice); if the log holds it, the slot cannot pass it: drop the slot, exclude the table, and run `caudal resnapshot` for the others"),
         "28" => Error::fatal(Kind::Prerequisite, text)
             .hint("check [source] user and password, and the server's pg_hba.conf"),
         "3D" => Error::fatal(Kind::Prerequisite, text).hint("check [source] database"),

@@ -88,6 +88,8 @@ pub struct Decoder {
     pub open: Option<OpenTransaction>,
     /// Events that come before anything else.
     pub queued: VecDeque<TailEvent>,
+    /// The look, and the `tracking`, for which names were followed last.
+    followed: (Option<Lsn>, u64),
     /// Tables whose names went to others, and the place in the log from where on that is so.
     leaving: Vec<(Lsn, TableName)>,
 }
@@ -105,6 +107,7 @@ impl Decoder {
             clock,
             open: None,
             queued: VecDeque::new(),
+            followed: (None, 0),
             leaving: Vec::new(),
         }
     }
@@ -164,7 +167,10 @@ impl Decoder {
 
     /// Between transactions, at `reached`: tables end whose names have gone to others.
     pub fn follow_names(&mut self, reached: Lsn) {
-        if let Some(look) = self.shared.names.latest() {
+        let latest = self.shared.names.latest();
+        let seen = (latest.as_ref().map(|look| look.at), self.tracking);
+        if let Some(look) = latest.filter(|_| self.followed != seen) {
+            self.followed = seen;
             for (name, tracked) in &self.tracked {
                 let now = look.tables.get(name).copied();
                 if now.zip(tracked.oid).is_some_and(|(now, held)| now != held)
@@ -321,6 +327,23 @@ impl Decoder {
         }
         let options = self.shared.options.tables.get(&name);
         let held = tracked.table.schema.clone();
+        let gone = relation.columns.iter().find(|c| {
+            let carried = !options.is_some_and(|o| o.exclude_columns.contains(&c.name));
+            carried
+                && self
+                    .types
+                    .get(&c.type_key)
+                    .is_some_and(|t| t.mapped.is_err())
+        });
+        if let Some(column) = gone {
+            let reason = format!(
+                "column {} had a type that does not exist any more",
+                column.name
+            );
+            self.untrack(&name);
+            let table = name;
+            return Ok(Some(Outcome::Before(TailEvent::Recopy { table, reason })));
+        }
         let reading = Reading {
             shared: &self.shared,
             types: &self.types,

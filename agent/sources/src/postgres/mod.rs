@@ -16,6 +16,7 @@ pub(crate) mod catalog;
 mod check;
 mod chunk;
 mod connect;
+mod copy;
 pub mod decode;
 mod decoder;
 mod filter;
