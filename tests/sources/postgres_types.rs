@@ -1,7 +1,7 @@
 //! Types of PostgreSQL that hold values, and other lake types by override: the same from the
 //! log and from a copy, and what does not fit stops its table.
 
-use crate::database::{Place, on, run_script};
+use crate::database::{Place, on, run_each, run_script};
 use crate::rows::{copy, drain, start};
 use caudal_model::{LakeType, Severity};
 use caudal_sources::TableOptions;
@@ -252,7 +252,11 @@ async fn types_of_extensions_that_are_installed(place: Place) {
         )
         .await;
         let (tables, mut tail) = start(&*source).await;
-        run_script(&mut session, &format!("INSERT INTO e VALUES (1, {values})")).await;
+        run_each(
+            &mut session,
+            &[&format!("INSERT INTO e VALUES (1, {values})")],
+        )
+        .await;
         let log = drain(&*source, &mut *tail, 1 << 20).await;
         assert!(log.notable().is_empty(), "{:?}", log.events);
         let (copied, _) = copy(&*source, &tables[0].schema, &log.reached, 1 << 20).await;
