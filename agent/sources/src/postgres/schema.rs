@@ -174,7 +174,7 @@ fn describe(
     let key = options
         .and_then(|o| o.key.clone())
         .unwrap_or_else(|| t.primary.clone());
-    problems.extend(key_problems(t, &key));
+    problems.extend(key_problems(t, &key, &columns));
     problems.extend(identity_problem(t, &key));
     if let Some(options) = options {
         problems.extend(override_problems(t, options, &key, &columns));
@@ -255,23 +255,35 @@ fn kind_problems(t: &CatalogTable) -> Vec<Finding> {
     }
 }
 
-/// A key names a column that may be null: a range never finds null.
-fn key_problems(t: &CatalogTable, key: &[String]) -> Vec<Finding> {
-    let nullable = t
-        .columns
-        .iter()
-        .filter(|c| key.contains(&c.name) && !c.not_null);
-    nullable
-        .map(|c| {
-            Finding::new(Severity::Error, "key", "a key column may be null")
+/// A key column that may be null, which a range never finds, or that the log does not carry.
+fn key_problems(t: &CatalogTable, key: &[String], columns: &[ColumnSpec]) -> Vec<Finding> {
+    let mut problems = Vec::new();
+    for c in t.columns.iter().filter(|c| key.contains(&c.name)) {
+        let (reason, mend) = if !c.generated.is_empty() && !columns.iter().any(|s| s.name == c.name)
+        {
+            (
+                "the log does not carry the key's generated column",
+                format!(
+                    "in the config: [[tables.override]] table = \"{}\", key = [another unique key], or [tables] exclude",
+                    t.table
+                ),
+            )
+        } else if !c.not_null {
+            let (table, column) = (table_ident(&t.table), ident(&c.name));
+            (
+                "a key column may be null",
+                format!("ALTER TABLE {table} ALTER COLUMN {column} SET NOT NULL;"),
+            )
+        } else {
+            continue;
+        };
+        problems.push(
+            Finding::new(Severity::Error, "key", reason)
                 .subject(format!("{}.{}", t.table, c.name))
-                .mend(format!(
-                    "ALTER TABLE {} ALTER COLUMN {} SET NOT NULL;",
-                    table_ident(&t.table),
-                    ident(&c.name)
-                ))
-        })
-        .collect()
+                .mend(mend),
+        );
+    }
+    problems
 }
 
 fn identity_problem(t: &CatalogTable, key: &[String]) -> Option<Finding> {
