@@ -13,7 +13,7 @@ use crate::crash;
 use crate::epoch::{Committed, OpenEpoch};
 use crate::metrics;
 use crate::recover;
-use crate::snapshot::{self, Base, Copy, Message, Workers};
+use crate::snapshot::{Base, Copy, Message, Pace, Workers};
 use crate::staging::Staging;
 use crate::status::{StreamState, TableStatus};
 use crate::supervise::{Ending, Parts, Until};
@@ -65,6 +65,7 @@ pub struct Pipeline<'p> {
     renewal: Renewal,
     /// Requests, and their tables that have not ended yet.
     granting: HashMap<PathBuf, HashSet<TableName>>,
+    pace: Arc<Pace>,
     messages: Option<mpsc::Sender<Message>>,
     tasks: JoinSet<()>,
     exact_requests: Vec<ExactRequest>,
@@ -105,6 +106,8 @@ impl<'p> Pipeline<'p> {
         recovered: Recovered,
     ) -> Self {
         let epoch_sealed = recovered.state.epoch;
+        let s = &parts.settings;
+        let pace = Arc::new(Pace::new(s.workers, s.max_source_rows_per_second));
         let (reached, _) = sync::watch::channel(recovered.state.through.position.clone());
         Pipeline {
             parts,
@@ -123,6 +126,7 @@ impl<'p> Pipeline<'p> {
             ending: HashSet::new(),
             renewal: Renewal::default(),
             granting: HashMap::new(),
+            pace,
             messages: None,
             tasks: JoinSet::new(),
             exact_requests: Vec::new(),
@@ -527,7 +531,7 @@ impl<'p> Pipeline<'p> {
             buffer_bytes: s.worker_buffer_bytes,
             file_bytes: s.file_bytes,
             file_age: s.max_delay / 2,
-            limiter: snapshot::Limiter::new(s.max_source_rows_per_second),
+            pace: self.pace.clone(),
             board: self.parts.board.clone(),
             crash: self.parts.crash.clone(),
             messages,

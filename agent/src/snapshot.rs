@@ -27,7 +27,7 @@ use copy::Planner;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
-use tokio::sync::{Mutex, mpsc, oneshot};
+use tokio::sync::{Mutex, Semaphore, mpsc, oneshot};
 use tokio::time::Instant;
 
 /// What workers tell the pipeline.
@@ -84,14 +84,14 @@ pub enum Message {
 
 /// A limit on rows read from the source, shared by the workers.
 #[derive(Debug)]
-pub struct Limiter {
+struct Limiter {
     rows_per_second: u64,
     free_at: Mutex<Instant>,
 }
 
 impl Limiter {
     /// 0 means no limit.
-    pub fn new(rows_per_second: u64) -> Self {
+    fn new(rows_per_second: u64) -> Self {
         Limiter {
             rows_per_second,
             free_at: Mutex::new(Instant::now()),
@@ -112,6 +112,24 @@ impl Limiter {
     }
 }
 
+/// How much is read from the source for copies at a time.
+#[derive(Debug)]
+pub struct Pace {
+    limiter: Limiter,
+    /// One for each chunk that may be read at the same time.
+    turns: Semaphore,
+}
+
+impl Pace {
+    /// `workers` chunks at a time; 0 rows per second means no limit.
+    pub fn new(workers: usize, rows_per_second: u64) -> Self {
+        Pace {
+            limiter: Limiter::new(rows_per_second),
+            turns: Semaphore::new(workers.max(1)),
+        }
+    }
+}
+
 /// What every worker shares.
 pub struct Workers {
     /// The database.
@@ -128,8 +146,8 @@ pub struct Workers {
     pub file_bytes: usize,
     /// …or after this time.
     pub file_age: Duration,
-    /// The limit on rows.
-    pub limiter: Limiter,
+    /// What all workers of the stream share, whichever tables they were begun for.
+    pub pace: Arc<Pace>,
     /// For the progress display.
     pub board: StatusBoard,
     /// Where crashes are simulated.
@@ -221,7 +239,11 @@ impl Workers {
             chunks: Vec::new(),
             since: Instant::now(),
         });
-        if let Err(stop) = self.read_chunk(reader, &job, open).await {
+        // Copies that begin later bring workers of their own, and no more reads at a time.
+        let turn = self.pace.turns.acquire().await;
+        let read = self.read_chunk(reader, &job, open).await;
+        drop(turn);
+        if let Err(stop) = read {
             // Rows of the unfinished chunk may be in the file, so the file goes,
             // and the chunks that it held are read again.
             if let Some(mut f) = file.take() {
@@ -403,7 +425,7 @@ impl Workers {
                 }
                 self.board.add_copied_rows(&job.copy.table, rows);
                 self.crash.reach(crash::CHUNK_STAGED)?;
-                self.limiter.spend(rows).await;
+                self.pace.limiter.spend(rows).await;
             }
             match event {
                 ChunkEvent::Done => return Ok(()),

@@ -349,9 +349,17 @@ impl Run {
             None => self.take_over(parts, state, head).await?,
         };
         let recovered = load_schemas(parts, state).await?;
-        Pipeline::new(parts, staging, generation, recovered)
+        let outcome = Pipeline::new(parts, staging, generation, recovered)
             .run(&self.until, shutdown)
-            .await
+            .await;
+        match outcome {
+            // A new owner may have moved on since the head was read: then nothing is lost (INV-8).
+            Err(e) if e.kind() == Kind::PositionLost => {
+                self.refuse_foreign(&parts.log.head(None).await?, generation)?;
+                Err(e)
+            }
+            outcome => outcome,
+        }
     }
 
     /// Takes a new generation, and has what older ones left behind removed.

@@ -206,10 +206,8 @@ async fn truncates_empty_every_table_that_they_name(t: &Trial) -> Result<()> {
 /// As gh-ost and pt-online-schema-change leave it: a helper table is filled beside the
 /// old one and takes its name in one statement.
 async fn an_online_migration_leaves_the_table_right(t: &Trial) -> Result<()> {
-    if t.kind() == Kind::Postgres {
-        return Ok(());
-    }
     let schema = t.source.schema().to_owned();
+    let postgres = t.kind() == Kind::Postgres;
     let mut config = t.config();
     // Helper tables come and go beside the table that is named.
     config.set(
@@ -225,9 +223,18 @@ async fn an_online_migration_leaves_the_table_right(t: &Trial) -> Result<()> {
     for (round, (shadow, old)) in tools.into_iter().enumerate() {
         t.source
             .exec(&format!(
-                "create table {shadow} like items; \
-                 alter table {shadow} add column extra{} int default 3, modify name varchar(200)",
-                round
+                "create table {shadow} {}; \
+                 alter table {shadow} add column extra{round} int default 3, {} varchar(200)",
+                if postgres {
+                    "(like items including all)"
+                } else {
+                    "like items"
+                },
+                if postgres {
+                    "alter name type"
+                } else {
+                    "modify name"
+                },
             ))
             .await?;
         t.source
@@ -240,16 +247,27 @@ async fn an_online_migration_leaves_the_table_right(t: &Trial) -> Result<()> {
         let columns: String = t
             .source
             .scalar(&format!(
-                "select group_concat(column_name order by ordinal_position) \
-                 from information_schema.columns where table_schema = '{schema}' and table_name = 'items'"
+                "select {} from information_schema.columns \
+                 where table_schema = '{schema}' and table_name = 'items'",
+                if postgres {
+                    "string_agg(column_name, ',' order by ordinal_position)"
+                } else {
+                    "group_concat(column_name order by ordinal_position)"
+                }
             ))
             .await?;
         t.source
             .exec(&format!(
-                "insert ignore into {shadow} ({columns}) select {columns} from items; \
-                 rename table items to {old}, {shadow} to items; \
-                 drop table {old}; \
+                "insert into {shadow} ({columns}) select {columns} from items; {}; drop table {old}; \
                  insert into items (id, name) values ({}, 'after')",
+                if postgres {
+                    format!(
+                        "begin; alter table items rename to {old}; \
+                         alter table {shadow} rename to items; commit"
+                    )
+                } else {
+                    format!("rename table items to {old}, {shadow} to items")
+                },
                 95_000 + round
             ))
             .await?;

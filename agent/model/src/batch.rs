@@ -446,7 +446,6 @@ impl RowWriter<'_> {
 
 impl RowWriter<'_> {
     /// Applies the table's rules to the row; false: it is not carried.
-    #[cold]
     fn apply_rules(&mut self) -> bool {
         let table = &mut *self.table;
         let Some(rules) = &table.rules else {
@@ -469,7 +468,9 @@ impl RowWriter<'_> {
             // It may have been carried before: it leaves the lake, and shows no more than its key.
             table.ops[self.index] = Op::Delete as i8;
             let row = self.index as u32;
-            table.unchanged.retain(|(r, _)| *r != row);
+            while table.unchanged.last().is_some_and(|(r, _)| *r == row) {
+                table.unchanged.pop();
+            }
             for (at, column) in table.columns.iter_mut().enumerate() {
                 if !rules.key.contains(&at) {
                     column.truncate(self.index);

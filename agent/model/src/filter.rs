@@ -414,8 +414,9 @@ fn compare(cell: CellRef<'_>, constant: &Constant) -> Option<Ordering> {
         // PostgreSQL's order: NaN equals itself and is above everything.
         (CellRef::Float(a), Constant::Float(b)) => a.partial_cmp(b).unwrap_or(Ordering::Greater),
         (CellRef::Text(a), Constant::Text(b, padded)) => {
-            let a = if *padded { a.trim_ascii_end() } else { a };
-            a.cmp(b.as_bytes())
+            let blanks = a.iter().rev().take_while(|c| **c == b' ').count();
+            let end = if *padded { a.len() - blanks } else { a.len() };
+            a[..end].cmp(b.as_bytes())
         }
         _ => return None,
     })

@@ -243,6 +243,31 @@ mod tests {
     }
 
     #[test]
+    fn only_blanks_pad_a_char() {
+        let padded = TableSchema::first(
+            TableName::new("s", "t"),
+            1,
+            vec![ColumnSpec::new("region", "character(4)", LakeType::Utf8)],
+            Vec::new(),
+        );
+        let eu = compare("region", Equal, Literal::Text("eu ".into()));
+        let filter = Filter {
+            text: String::new(),
+            condition: eu,
+        };
+        let bound = filter.bind(&padded).unwrap();
+        let carried = |text: &str| {
+            let mut column = ColumnBuilder::new(&LakeType::Utf8);
+            if let ColumnBuilder::Utf8(c) = &mut column {
+                c.push(text.as_bytes());
+            }
+            bound.carries(&[column])
+        };
+        assert!(carried("eu  ") && carried("eu"));
+        assert!(!carried("eu \t") && !carried("eu\n"));
+    }
+
+    #[test]
     fn a_filter_that_cannot_be_decided_exactly_is_refused() {
         let refused = |c| rules(c).check(&schema()).unwrap_err();
         assert!(refused(compare("region", Less, Literal::Text("x".into()))).contains("collation"));

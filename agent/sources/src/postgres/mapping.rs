@@ -396,6 +396,8 @@ mod tests {
             ("text", "text[]"),
         ] {
             assert!(!retains(old, new), "{old} to {new}");
+            assert!(!retains(old, &format!("{old} hashed")), "{old} hashed");
+            assert!(!retains(&format!("{new} hashed"), new), "{new} hashed");
         }
     }
 }
