@@ -352,14 +352,11 @@ impl Run {
         let outcome = Pipeline::new(parts, staging, generation, recovered)
             .run(&self.until, shutdown)
             .await;
-        match outcome {
-            // A new owner may have moved on since the head was read: then nothing is lost (INV-8).
-            Err(e) if e.kind() == Kind::PositionLost => {
-                self.refuse_foreign(&parts.log.head(None).await?, generation)?;
-                Err(e)
-            }
-            outcome => outcome,
+        // A new owner may have moved on since the head was read: then nothing is lost (INV-8).
+        if matches!(&outcome, Err(e) if e.kind() == Kind::PositionLost) {
+            self.refuse_foreign(&parts.log.head(None).await?, generation)?;
         }
+        outcome
     }
 
     /// Takes a new generation, and has what older ones left behind removed.
