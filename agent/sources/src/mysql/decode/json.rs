@@ -253,12 +253,7 @@ pub fn double_text(v: f64) -> Option<String> {
     if v == 0.0 {
         return Some(if v.is_sign_negative() { "-0.0" } else { "0.0" }.to_owned());
     }
-    let scientific = format!("{:e}", v.abs());
-    let (mantissa, exponent) = scientific.split_once('e')?;
-    let digits: String = mantissa.chars().filter(char::is_ascii_digit).collect();
-    let exponent: i32 = exponent.parse().ok()?;
-    // The point stands after this many digits.
-    let point = exponent + 1;
+    let (digits, point) = shortest(v.abs())?;
     let n = digits.len() as i32;
     let mut out = if v < 0.0 {
         "-".to_owned()
@@ -273,7 +268,7 @@ pub fn double_text(v: f64) -> Option<String> {
             out.push('.');
             out.push_str(rest);
         }
-        out.push_str(&format!("e{exponent}"));
+        out.push_str(&format!("e{}", point - 1));
     } else if point <= 0 {
         out.push_str("0.");
         out.extend(std::iter::repeat_n('0', point.unsigned_abs() as usize));
@@ -289,6 +284,21 @@ pub fn double_text(v: f64) -> Option<String> {
         out.push_str(part);
     }
     Some(out)
+}
+
+/// The shortest digits that read back the same, and how many of them stand before the point.
+fn shortest(v: f64) -> Option<(String, i32)> {
+    // Of two that are equally near the server takes the even one, and so does ryu; the
+    // standard library takes the greater.
+    let mut buffer = ryu::Buffer::new();
+    let text = buffer.format_finite(v);
+    let (mantissa, exponent) = text.split_once('e').unwrap_or((text, "0"));
+    let (whole, part) = mantissa.split_once('.').unwrap_or((mantissa, ""));
+    let all = format!("{whole}{part}");
+    let digits = all.trim_start_matches('0');
+    let leading = i32::try_from(all.len() - digits.len()).ok()?;
+    let point = i32::try_from(whole.len()).ok()? - leading + exponent.parse::<i32>().ok()?;
+    Some((digits.trim_end_matches('0').to_owned(), point))
 }
 
 #[cfg(test)]
@@ -340,6 +350,8 @@ mod tests {
             (1e14, "100000000000000.0"),
             (1.23e-15, "0.00000000000000123"),
             (1234567890123456.5, "1234567890123456.5"),
+            (800420960429844.25, "800420960429844.2"),
+            (800420960429844.75, "800420960429844.8"),
             (1.7976931348623157e308, "1.7976931348623157e308"),
         ] {
             assert_eq!(double_text(v).as_deref(), Some(t));
