@@ -12,6 +12,7 @@ pub mod progress;
 pub mod recover;
 pub mod requests;
 pub mod secret;
+pub mod settings;
 pub mod snapshot;
 pub mod staging;
 pub mod start;

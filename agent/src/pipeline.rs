@@ -528,6 +528,7 @@ impl<'p> Pipeline<'p> {
             staging: self.staging.clone(),
             rules: self.parts.rules.clone(),
             copies,
+            chunk_rows: s.chunk_rows,
             buffer_bytes: s.worker_buffer_bytes,
             file_bytes: s.file_bytes,
             file_age: s.max_delay / 2,

@@ -12,8 +12,10 @@
 //! never in the lake twice with the same `_seq`.
 
 mod copy;
+mod pace;
 
 pub use copy::{Base, Copy, begin_copy};
+pub use pace::Pace;
 
 use crate::crash::{self, CrashPoints};
 use crate::staging::Staging;
@@ -27,7 +29,7 @@ use copy::Planner;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
-use tokio::sync::{Mutex, Semaphore, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 /// What workers tell the pipeline.
@@ -82,54 +84,6 @@ pub enum Message {
     Failed(Error),
 }
 
-/// A limit on rows read from the source, shared by the workers.
-#[derive(Debug)]
-struct Limiter {
-    rows_per_second: u64,
-    free_at: Mutex<Instant>,
-}
-
-impl Limiter {
-    /// 0 means no limit.
-    fn new(rows_per_second: u64) -> Self {
-        Limiter {
-            rows_per_second,
-            free_at: Mutex::new(Instant::now()),
-        }
-    }
-
-    async fn spend(&self, rows: u64) {
-        if self.rows_per_second == 0 {
-            return;
-        }
-        let wait = {
-            let mut free_at = self.free_at.lock().await;
-            let start = (*free_at).max(Instant::now());
-            *free_at = start + Duration::from_secs_f64(rows as f64 / self.rows_per_second as f64);
-            start.saturating_duration_since(Instant::now())
-        };
-        tokio::time::sleep(wait).await;
-    }
-}
-
-/// How much is read from the source for copies at a time.
-#[derive(Debug)]
-pub struct Pace {
-    limiter: Limiter,
-    /// One for each chunk that may be read at the same time.
-    turns: Semaphore,
-}
-
-impl Pace {
-    /// `workers` chunks at a time; 0 rows per second means no limit.
-    pub fn new(workers: usize, rows_per_second: u64) -> Self {
-        Pace {
-            limiter: Limiter::new(rows_per_second),
-            turns: Semaphore::new(workers.max(1)),
-        }
-    }
-}
-
 /// What every worker shares.
 pub struct Workers {
     /// The database.
@@ -140,6 +94,8 @@ pub struct Workers {
     pub rules: Arc<Rules>,
     /// The tables to copy, in the order in which they are begun.
     pub copies: Vec<Arc<Copy>>,
+    /// Rows that a chunk aims at.
+    pub chunk_rows: u64,
     /// Bytes that a worker gathers before it hands rows to the encoder.
     pub buffer_bytes: usize,
     /// A worker's file is finished at this size (bytes in memory)…
@@ -214,7 +170,7 @@ impl Workers {
         file: &mut Option<OpenFile>,
     ) -> Result<bool, Stop> {
         if reader.is_none() {
-            *reader = Some(self.source.open_reader().await?);
+            *reader = Some(self.source.open_reader(false).await?);
         }
         let Some(job) = self.next_job(reader).await? else {
             if let Some(f) = file.take() {
@@ -240,7 +196,7 @@ impl Workers {
             since: Instant::now(),
         });
         // Copies that begin later bring workers of their own, and no more reads at a time.
-        let turn = self.pace.turns.acquire().await;
+        let turn = self.pace.turn().await;
         let read = self.read_chunk(reader, &job, open).await;
         drop(turn);
         if let Err(stop) = read {
@@ -272,6 +228,10 @@ impl Workers {
             if (full || last || !open.copy.has_key)
                 && let Some(f) = file.take()
             {
+                if !f.copy.has_key {
+                    // Exact reads have a connection of their own kind.
+                    *reader = None;
+                }
                 self.report(f).await?;
             }
         }
@@ -308,7 +268,7 @@ impl Workers {
                 let Some(r) = reader.as_mut() else {
                     return Err(Stop::Gone);
                 };
-                match r.plan(&schema, p.cursor.as_ref()).await {
+                match r.plan(&schema, p.cursor.as_ref(), self.chunk_rows).await {
                     Ok(Some(c)) => {
                         p.exhausted = c.through.is_none();
                         p.planned = p.planned.max(c.id);
@@ -356,14 +316,12 @@ impl Workers {
     ) -> Result<(), Stop> {
         if copy.base.get().is_none() {
             loop {
-                let taken = match reader.take() {
-                    Some(r) => r,
-                    None => self.source.open_reader().await?,
-                };
+                *reader = None;
+                let fresh = self.source.open_reader(true).await?;
                 let (reply, answer) = oneshot::channel();
                 self.send(Message::OpenExact {
                     copy: copy.clone(),
-                    reader: taken,
+                    reader: fresh,
                     reply,
                 })
                 .await?;
@@ -402,7 +360,7 @@ impl Workers {
         let (Some(r), Some(base)) = (reader.as_mut(), job.copy.base.get()) else {
             return Err(Stop::Gone);
         };
-        r.start(&job.schema, &job.chunk).await?;
+        r.start(&job.schema, &job.chunk, None).await?;
         let mut buffer =
             ChangeBuffer::for_snapshot(base.seq, self.buffer_bytes).with_rules(self.rules.clone());
         buffer.begin(TransactionMeta {
@@ -425,7 +383,7 @@ impl Workers {
                 }
                 self.board.add_copied_rows(&job.copy.table, rows);
                 self.crash.reach(crash::CHUNK_STAGED)?;
-                self.pace.limiter.spend(rows).await;
+                self.pace.spend(rows).await;
             }
             match event {
                 ChunkEvent::Done => return Ok(()),

@@ -3,8 +3,9 @@
 use crate::config::{self, Config, SourceKind};
 use crate::crash::CrashPoints;
 use crate::requests::Requests;
+use crate::settings::{OnChange, Settings, SnapshotMode};
 use crate::status::StatusBoard;
-use crate::supervise::{self, Goal, OnChange, Outcome, Parts, Settings, SnapshotMode};
+use crate::supervise::{self, Goal, Outcome, Parts};
 use caudal_checkpoints::RocksStore;
 use caudal_model::{Error, Kind, Result, Selection, TableName};
 use caudal_sinks::{Codec, CommitLog, PartitionBy, Store, WriterOptions};
@@ -60,6 +61,7 @@ fn settings(config: &Config) -> Settings {
         max_delay: config.commit.max_delay,
         max_bytes: bytes(config.commit.max_bytes),
         buffer_bytes: (memory / 16).clamp(1 << 20, 32 << 20),
+        chunk_rows: config.snapshot.chunk_rows,
         worker_buffer_bytes: (memory / (16 * workers)).clamp(1 << 20, 16 << 20),
         tick: Duration::from_millis(50),
         file_bytes: bytes(config.commit.max_bytes),

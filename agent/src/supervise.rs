@@ -15,6 +15,7 @@ use crate::metrics;
 use crate::pipeline::{Pipeline, Recovered};
 use crate::recover::{self, Resume};
 use crate::requests::Requests;
+use crate::settings::{Settings, SnapshotMode};
 use crate::staging::Staging;
 use crate::status::{StatusBoard, StreamState};
 use backon::{BackoffBuilder, ExponentialBuilder};
@@ -23,7 +24,7 @@ use caudal_model::{
     Checkpoint, Class, Error, Kind, Position, Result, Rules, Selection, Severity, StreamPoint,
     TableName, TableSchema, TableState,
 };
-use caudal_sinks::{CommitLog, EntryKind, FileId, Layout, LogEntry, TableEntry, WriterOptions};
+use caudal_sinks::{CommitLog, EntryKind, FileId, Layout, LogEntry, TableEntry};
 use caudal_sources::{DiscoveredTable, Source};
 use futures::{StreamExt, TryStreamExt};
 use std::collections::{HashMap, HashSet};
@@ -35,59 +36,6 @@ use tokio_util::sync::CancellationToken;
 /// How long a stop may take to finish the open commit; less than the ten seconds
 /// that a service manager is promised.
 const STOP_WITHIN: Duration = Duration::from_secs(8);
-
-/// When the initial copy is made.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SnapshotMode {
-    /// Tables that the lake does not hold are copied.
-    Initial,
-    /// No table is copied; its changes are carried from the moment it joins.
-    Never,
-    /// The run ends when every table is copied.
-    Only,
-}
-
-/// What a changed table means for the stream.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum OnChange {
-    /// The lake follows.
-    Evolve,
-    /// The table stops, the stream goes on.
-    Pause,
-}
-
-/// What a run needs to know besides its parts.
-#[derive(Debug, Clone)]
-pub struct Settings {
-    /// When the initial copy is made.
-    pub mode: SnapshotMode,
-    /// What a changed table means for the stream.
-    pub on_change: OnChange,
-    /// Parallel readers of chunks.
-    pub workers: usize,
-    /// A limit on rows read by the copy; 0 is none.
-    pub max_source_rows_per_second: u64,
-    /// A commit closes after this time…
-    pub max_delay: Duration,
-    /// …or at this size (bytes in memory).
-    pub max_bytes: usize,
-    /// Bytes that the log's rows may take before they go to an encoder.
-    pub buffer_bytes: usize,
-    /// The same for each reader of chunks.
-    pub worker_buffer_bytes: usize,
-    /// Files are finished at this size (bytes in memory).
-    pub file_bytes: usize,
-    /// A position without changes is committed this often.
-    pub idle_commit: Duration,
-    /// How often the source is asked how far it has got.
-    pub lag_every: Duration,
-    /// The first pause after a retryable error; it doubles up to a minute.
-    pub first_pause: Duration,
-    /// How often time limits are looked at.
-    pub tick: Duration,
-    /// How files are written.
-    pub files: WriterOptions,
-}
 
 /// What a stream is made of.
 pub struct Parts {

@@ -3,8 +3,9 @@
 use crate::lake;
 use async_trait::async_trait;
 use caudal::crash::CrashPoints;
+use caudal::settings::{OnChange, Settings, SnapshotMode};
 use caudal::status::StatusBoard;
-use caudal::supervise::{self, Goal, OnChange, Outcome, Parts, Settings, SnapshotMode};
+use caudal::supervise::{self, Goal, Outcome, Parts};
 use caudal_model::{Error, Kind, Result, TableName};
 use caudal_sinks::store::memory::StoreHook;
 use caudal_sinks::{Codec, CommitLog, Fault, MemoryStore, Operation, WriterOptions};
@@ -130,11 +131,11 @@ struct Life {
 
 impl Life {
     fn new(seed: u64) -> Self {
-        let mut dice = StdRng::seed_from_u64(seed);
+        let dice = StdRng::seed_from_u64(seed);
         let tables: BTreeMap<TableName, bool> = [("a", true), ("b", true), ("heap", false)]
             .map(|(name, keyed)| (TableName::new("s", name), keyed))
             .into();
-        let script = Script::new(tables.clone(), dice.random_range(1..8));
+        let script = Script::new(tables.clone());
         let mut life = Life {
             seed,
             dice: Arc::new(Mutex::new(dice)),
@@ -277,6 +278,7 @@ impl Life {
                 max_delay: Duration::from_millis(self.roll(1..40)),
                 max_bytes: self.roll(50..4000) as usize,
                 buffer_bytes: self.roll(50..2000) as usize,
+                chunk_rows: self.roll(1..8) as u64,
                 worker_buffer_bytes: self.roll(50..2000) as usize,
                 file_bytes: self.roll(100..4000) as usize,
                 idle_commit: Duration::from_millis(200),

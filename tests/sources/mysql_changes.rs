@@ -145,14 +145,14 @@ async fn exact_reads_leave_nothing_out_and_nothing_double(place: Place) {
     let mut session = db.session().await;
     let before = "INSERT INTO n VALUES (1, 'a'), (1, 'a'), (2, 'b')";
     run_each(&mut session, &[before]).await;
-    let mut reader = source.open_reader().await.unwrap();
+    let mut reader = source.open_reader(true).await.unwrap();
     let mark = reader.open_exact(&table.schema, &base).await.unwrap();
     let after = [
         "INSERT INTO n VALUES (3, 'after')",
         "DELETE FROM n WHERE i = 2",
     ];
     run_each(&mut session, &after).await;
-    let (rows, chunks) = copy_rest(&mut *reader, &table.schema, 1 << 20).await;
+    let (rows, chunks) = copy_rest(&mut *reader, &table.schema, 1 << 20, 3).await;
     assert_eq!(chunks, 1);
     assert_eq!(rows, ["n:r i=1 v=a", "n:r i=1 v=a", "n:r i=2 v=b"]);
     let marked = TrackedTable {

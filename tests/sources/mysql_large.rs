@@ -85,9 +85,9 @@ async fn larger_values_stop_their_table_alone(place: Place) {
         run_each(&mut session, &[delete, &set]).await;
         let (tables, _) = start(&*source).await;
         let schema = &tables[1].schema;
-        let mut reader = source.open_reader().await.unwrap();
-        let chunk = reader.plan(schema, None).await.unwrap().unwrap();
-        reader.start(schema, &chunk).await.unwrap();
+        let mut reader = source.open_reader(true).await.unwrap();
+        let chunk = reader.plan(schema, None, 1000).await.unwrap().unwrap();
+        reader.start(schema, &chunk, None).await.unwrap();
         let mut into = caudal_model::ChangeBuffer::for_snapshot(1, 10 * MIB);
         into.begin(caudal_model::TransactionMeta {
             committed_at_us: 0,

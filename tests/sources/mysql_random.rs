@@ -2,7 +2,7 @@
 //! shows of them. The seed is printed, and `CAUDAL_SEED` (32 hexadecimal digits) sets it.
 
 use crate::database::{Database, Place, on, run_each};
-use crate::rows::{copy, drain, expect_same, start};
+use crate::rows::{copy_in, drain, expect_same, start};
 use caudal_model::LakeType;
 use caudal_sources::TableOptions;
 use caudal_tests::databases::Kind;
@@ -274,7 +274,6 @@ fn inserts(runner: &mut TestRunner, columns: &[Column]) -> Vec<String> {
 
 async fn log_and_copy(db: &Database, own: TableOptions, inserts: &[String]) -> Vec<String> {
     let mut options = db.options();
-    options.chunk_rows = 100;
     options.tables.insert(db.table("t"), own);
     let source = db.open(options);
     let (tables, mut tail) = start(&*source).await;
@@ -288,7 +287,7 @@ async fn log_and_copy(db: &Database, own: TableOptions, inserts: &[String]) -> V
     run_each(&mut session, &inserts).await;
     let log = drain(&*source, &mut *tail, 16 << 10).await;
     assert!(log.notable().is_empty(), "{:?}", log.notable());
-    let (copied, _) = copy(&*source, &tables[0].schema, &log.reached, 16 << 10).await;
+    let (copied, _) = copy_in(100, &*source, &tables[0].schema, &log.reached, 16 << 10).await;
     let logged: Vec<String> = log
         .rows
         .into_iter()

@@ -506,9 +506,12 @@ async fn a_changed_table_stops_its_copy(place: Place) {
             after: None,
             through: None,
         };
-        reader.start(&schema, &chunk).await.map_err(|e| e.kind())
+        reader
+            .start(&schema, &chunk, None)
+            .await
+            .map_err(|e| e.kind())
     };
-    let mut first = source.open_reader().await.unwrap();
+    let mut first = source.open_reader(true).await.unwrap();
     assert_eq!(chunk(&mut *first).await, Ok(()));
     drop(first);
     // A reader that was refused holds nothing, however long it lives.
@@ -519,7 +522,7 @@ async fn a_changed_table_stops_its_copy(place: Place) {
         "DROP TABLE t",
     ] {
         run_each(&mut session, &[statement]).await;
-        let mut reader = source.open_reader().await.unwrap();
+        let mut reader = source.open_reader(true).await.unwrap();
         let outcome = chunk(&mut *reader).await;
         assert_eq!(outcome, Err(caudal_model::Kind::Drift), "{statement}");
         refused.push(reader);

@@ -2,9 +2,9 @@
 //! that cannot be carried.
 
 use crate::database::{Place, on, run_each};
-use crate::rows::{copy, drain, start, tracked};
+use crate::rows::{copy_in, drain, start, tracked};
 use caudal_model::Severity;
-use caudal_sources::{SourceOptions, TableOptions};
+use caudal_sources::TableOptions;
 
 on!(
     mysql and mariadb: keys_of_many_types_are_chunked_without_gaps,
@@ -57,13 +57,10 @@ async fn keys_of_many_types_are_chunked_without_gaps(place: Place) {
         let insert = format!("INSERT INTO t VALUES {values}");
         run_each(&mut session, &["DROP TABLE IF EXISTS t", &create, &insert]).await;
         for chunk_rows in [1, 2, 1000] {
-            let source = db.open(SourceOptions {
-                chunk_rows,
-                ..db.options()
-            });
+            let source = db.open(db.options());
             let schema = tracked(&*source).await.remove(0).schema;
             let base = source.current_position().await.unwrap();
-            let (mut rows, _) = copy(&*source, &schema, &base, 200).await;
+            let (mut rows, _) = copy_in(chunk_rows, &*source, &schema, &base, 200).await;
             let expected = values.matches("),(").count() + 1;
             assert_eq!(rows.len(), expected, "{definition}: {rows:?}");
             rows.sort();

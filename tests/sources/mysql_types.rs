@@ -107,10 +107,10 @@ async fn bytes_without_a_meaning_stop_their_table(place: Place) {
             notable[0].contains("column x") && notable[0].contains("charset"),
             "{notable:?}"
         );
-        let mut reader = source.open_reader().await.unwrap();
+        let mut reader = source.open_reader(true).await.unwrap();
         let schema = &tables[0].schema;
-        let chunk = reader.plan(schema, None).await.unwrap().unwrap();
-        reader.start(schema, &chunk).await.unwrap();
+        let chunk = reader.plan(schema, None, 1000).await.unwrap().unwrap();
+        reader.start(schema, &chunk, None).await.unwrap();
         let mut into = caudal_model::ChangeBuffer::for_snapshot(1, 1 << 20);
         into.begin(caudal_model::TransactionMeta {
             committed_at_us: 0,

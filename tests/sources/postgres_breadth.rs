@@ -78,14 +78,14 @@ async fn databases_of_other_encodings(place: Place) {
                 told.contains("column v holds text that is not UTF-8"),
                 "{told}"
             );
-            let mut reader = source.open_reader().await.unwrap();
-            let chunk = reader.plan(schema, None).await.unwrap().unwrap();
+            let mut reader = source.open_reader(true).await.unwrap();
+            let chunk = reader.plan(schema, None, 1000).await.unwrap().unwrap();
             let mut into = caudal_model::ChangeBuffer::for_snapshot(1, 1 << 20);
             into.begin(caudal_model::TransactionMeta {
                 committed_at_us: 0,
                 position: "x".into(),
             });
-            reader.start(schema, &chunk).await.unwrap();
+            reader.start(schema, &chunk, None).await.unwrap();
             let error = reader.next(&mut into).await.unwrap_err();
             assert_eq!(error.class(), caudal_model::Class::Data, "{error:?}");
         }

@@ -25,9 +25,13 @@ fn lengths(into: &mut ChangeBuffer, lengths: &mut Vec<(usize, usize)>) {
 }
 
 async fn copied(source: &dyn Source, table: &TrackedTable) -> Result<Vec<(usize, usize)>, String> {
-    let mut reader = source.open_reader().await.unwrap();
-    let chunk = reader.plan(&table.schema, None).await.unwrap().unwrap();
-    reader.start(&table.schema, &chunk).await.unwrap();
+    let mut reader = source.open_reader(true).await.unwrap();
+    let chunk = reader
+        .plan(&table.schema, None, 1000)
+        .await
+        .unwrap()
+        .unwrap();
+    reader.start(&table.schema, &chunk, None).await.unwrap();
     let mut into = ChangeBuffer::for_snapshot(1, 1 << 20);
     into.begin(TransactionMeta {
         committed_at_us: 0,

@@ -25,7 +25,7 @@ async fn an_exact_read_and_the_log_meet_without_a_gap(place: Place) {
     drain_to(&*source, &mut *tail, 1 << 20, &base).await;
     run_each(&mut session, &["INSERT INTO h VALUES (4)"]).await;
     let schema = &tables[0].schema;
-    let mut reader = source.open_reader().await.unwrap();
+    let mut reader = source.open_reader(true).await.unwrap();
     let mark = reader.open_exact(schema, &base).await.unwrap();
     tail.track(TrackedTable {
         mark: Some(mark),
@@ -35,7 +35,7 @@ async fn an_exact_read_and_the_log_meet_without_a_gap(place: Place) {
     let both = "INSERT INTO h VALUES (5); UPDATE h SET a = 10 WHERE a = 1";
     run_each(&mut session, &[both]).await;
     let log = drain(&*source, &mut *tail, 1 << 20).await;
-    let (rows, chunks) = copy_rest(&mut *reader, schema, 1 << 20).await;
+    let (rows, chunks) = copy_rest(&mut *reader, schema, 1 << 20, 3).await;
     assert_eq!(chunks, 1);
     assert_eq!(rows, ["h:r a=1", "h:r a=3", "h:r a=4"]);
     assert_eq!(log.rows, ["h:c a=2", "h:c a=5", "h:d a=1", "h:c a=10"]);

@@ -166,8 +166,7 @@ async fn random_values_arrive_as_the_server_has_them(place: Place) {
     let db = place
         .database(&tables.iter().map(String::as_str).collect::<Vec<_>>())
         .await;
-    let mut options = db.options();
-    options.chunk_rows = 1000;
+    let options = db.options();
     let source = db.open(options);
     let (tracked, mut tail) = start(&*source).await;
     let mut session = db.session().await;

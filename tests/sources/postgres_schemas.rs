@@ -387,10 +387,10 @@ async fn a_copy_refuses_another_table(place: Place) {
         .await;
     let source = db.open(db.options());
     let schema = tracked(&*source).await.remove(0).schema;
-    let mut reader = source.open_reader().await.unwrap();
-    let (rows, _) = copy_rest(&mut *reader, &schema, 1 << 20).await;
+    let mut reader = source.open_reader(true).await.unwrap();
+    let (rows, _) = copy_rest(&mut *reader, &schema, 1 << 20, 3).await;
     assert_eq!(rows, ["e:r id=1 a=1"]);
-    let chunk = reader.plan(&schema, None).await.unwrap().unwrap();
+    let chunk = reader.plan(&schema, None, 1000).await.unwrap().unwrap();
     for change in [
         "ALTER TABLE e RENAME a TO b",
         "ALTER TABLE e RENAME b TO a; ALTER TABLE e DROP a; ALTER TABLE e ADD a int",
@@ -398,7 +398,7 @@ async fn a_copy_refuses_another_table(place: Place) {
         "DROP TABLE e",
     ] {
         run_script(&mut db.session().await, change).await;
-        let error = reader.start(&schema, &chunk).await.unwrap_err();
+        let error = reader.start(&schema, &chunk, None).await.unwrap_err();
         let told = (error.class(), error.kind());
         assert_eq!(told, (Class::Data, Kind::Drift), "{change}: {error:?}");
     }
@@ -411,7 +411,7 @@ async fn a_copy_refuses_another_table(place: Place) {
     let mut old = (*schema).clone();
     old.source_id = None;
     old.columns.iter_mut().for_each(|c| c.source_id = None);
-    reader.start(&Arc::new(old), &chunk).await.unwrap();
+    reader.start(&Arc::new(old), &chunk, None).await.unwrap();
 }
 
 async fn tables_are_renamed_dropped_and_created(place: Place) {

@@ -152,9 +152,13 @@ async fn other_lake_types_hold_every_value_or_the_table_stops(place: Place) {
         told.contains("column n holds a number with more digits"),
         "{told}"
     );
-    let mut reader = source.open_reader().await.unwrap();
-    let chunk = reader.plan(&tables[0].schema, None).await.unwrap().unwrap();
-    reader.start(&tables[0].schema, &chunk).await.unwrap();
+    let mut reader = source.open_reader(true).await.unwrap();
+    let chunk = reader
+        .plan(&tables[0].schema, None, 1000)
+        .await
+        .unwrap()
+        .unwrap();
+    reader.start(&tables[0].schema, &chunk, None).await.unwrap();
     let error = read(&mut *reader).await;
     assert!(
         error.contains("column n holds a number with more digits"),
@@ -203,9 +207,13 @@ async fn what_a_list_cannot_hold_stops_the_table(place: Place) {
             .iter()
             .find(|e| e.starts_with(&format!("failed {name}")));
         let told = told.unwrap_or_else(|| panic!("{name}: {:?}", log.events));
-        let mut reader = source.open_reader().await.unwrap();
-        let chunk = reader.plan(&table.schema, None).await.unwrap().unwrap();
-        reader.start(&table.schema, &chunk).await.unwrap();
+        let mut reader = source.open_reader(true).await.unwrap();
+        let chunk = reader
+            .plan(&table.schema, None, 1000)
+            .await
+            .unwrap()
+            .unwrap();
+        reader.start(&table.schema, &chunk, None).await.unwrap();
         let copied = read(&mut *reader).await;
         for told in [told, &copied] {
             assert!(told.contains(&format!("column v holds {why}")), "{told}");

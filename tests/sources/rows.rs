@@ -193,19 +193,30 @@ pub async fn start(source: &dyn Source) -> (Vec<TrackedTable>, Box<dyn Tail>) {
     (tables, tail)
 }
 
-/// A copy of a table and the number of its chunks, through a buffer of `limit` bytes.
+/// A copy of a table in chunks of three rows and their number, through a buffer of `limit` bytes.
 pub async fn copy(
     source: &dyn Source,
     schema: &Arc<TableSchema>,
     base: &Position,
     limit: usize,
 ) -> (Vec<String>, u32) {
-    let mut reader = source.open_reader().await.unwrap();
+    copy_in(3, source, schema, base, limit).await
+}
+
+/// The same in chunks of `chunk_rows`.
+pub async fn copy_in(
+    chunk_rows: u64,
+    source: &dyn Source,
+    schema: &Arc<TableSchema>,
+    base: &Position,
+    limit: usize,
+) -> (Vec<String>, u32) {
+    let mut reader = source.open_reader(true).await.unwrap();
     reader.await_visible(&schema.table, base).await.unwrap();
     if !schema.has_key() {
         reader.open_exact(schema, base).await.unwrap();
     }
-    copy_rest(&mut *reader, schema, limit).await
+    copy_rest(&mut *reader, schema, limit, chunk_rows).await
 }
 
 /// The copy of a reader that is ready for it.
@@ -213,18 +224,23 @@ pub async fn copy_rest(
     reader: &mut dyn ChunkReader,
     schema: &Arc<TableSchema>,
     limit: usize,
+    chunk_rows: u64,
 ) -> (Vec<String>, u32) {
     let mut rows = Vec::new();
     let mut last = None;
     let mut chunks = 0;
-    while let Some(chunk) = reader.plan(schema, last.as_ref()).await.unwrap() {
+    while let Some(chunk) = reader
+        .plan(schema, last.as_ref(), chunk_rows)
+        .await
+        .unwrap()
+    {
         chunks += 1;
         let mut into = ChangeBuffer::for_snapshot(1, limit);
         into.begin(TransactionMeta {
             committed_at_us: 0,
             position: "x".into(),
         });
-        reader.start(schema, &chunk).await.unwrap();
+        reader.start(schema, &chunk, None).await.unwrap();
         loop {
             let event = reader.next(&mut into).await.unwrap();
             rows.extend(show(&into.take().unwrap()));

@@ -126,8 +126,6 @@ pub struct SourceOptions {
     pub selection: Selection,
     /// Overrides by table.
     pub tables: HashMap<TableName, TableOptions>,
-    /// Rows that a chunk aims at.
-    pub chunk_rows: u64,
     /// A directory that the source may spill staged transactions to; it is emptied at start.
     pub spill_dir: PathBuf,
     /// Bytes that staged transactions may hold in memory before they spill.
@@ -137,6 +135,12 @@ pub struct SourceOptions {
     pub value_bytes: usize,
     /// How long to wait for a connection.
     pub connect_timeout: Duration,
+    /// A replica that copies are read from, as `host` or `host:port`; the log is always
+    /// read from [`SourceOptions::host`].
+    pub replica: Option<String>,
+    /// MySQL, MariaDB: replicas whose lag is looked at, as `host` or `host:port`. PostgreSQL
+    /// knows its replicas itself.
+    pub watch_replicas: Vec<String>,
 }
 
 /// A table as the source describes it now.
@@ -236,6 +240,16 @@ pub struct SourceProgress {
     pub retained_bytes: Option<u64>,
 }
 
+/// What the source's work with others says of whether a copy should wait; `None` where the
+/// source cannot tell.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct SourceLoad {
+    /// How far the slowest replica is behind.
+    pub replica_lag: Option<Duration>,
+    /// Transactions that are open, the agent's own left out.
+    pub open_transactions: Option<u64>,
+}
+
 /// A database that a stream reads.
 #[async_trait]
 pub trait Source: Send + Sync {
@@ -270,6 +284,11 @@ pub trait Source: Send + Sync {
         Ok(None)
     }
 
+    /// What [`SourceLoad`] tells, asked every few seconds while tables are copied.
+    async fn load(&self) -> Result<SourceLoad> {
+        Ok(SourceLoad::default())
+    }
+
     /// Values that were changed on their way so far, by reason.
     fn coerced(&self) -> Vec<(&'static str, u64)> {
         Vec::new()
@@ -285,8 +304,9 @@ pub trait Source: Send + Sync {
     /// saying what was lost and what to run.
     async fn open_tail(&self, from: &Position, tables: Vec<TrackedTable>) -> Result<Box<dyn Tail>>;
 
-    /// A connection for reading chunks; each worker has its own.
-    async fn open_reader(&self) -> Result<Box<dyn ChunkReader>>;
+    /// A connection for reading chunks, of [`SourceOptions::replica`] if there is one; each
+    /// worker has its own. `exact` asks for one that can open an exact read (INV-6).
+    async fn open_reader(&self, exact: bool) -> Result<Box<dyn ChunkReader>>;
 }
 
 /// The source's log, from a position on.
@@ -347,17 +367,25 @@ pub trait ChunkReader: Send {
 
     /// The chunk that follows `after` (`None`: the first), with bounds found by the
     /// server through the key's index; `None` for a table (or rest) that needs none.
-    /// The last chunk has no upper bound. A table without a key is one chunk.
+    /// It holds about `rows` rows (at least one). The last chunk has no upper bound. A
+    /// table without a key is one chunk.
     async fn plan(
         &mut self,
         schema: &Arc<TableSchema>,
         after: Option<&Chunk>,
+        rows: u64,
     ) -> Result<Option<Chunk>>;
 
     /// Starts reading a chunk, in a transaction of its own (a table without a key:
     /// in the one that [`Self::open_exact`] opened). The table is checked against
-    /// `schema` first: a difference is an error of [`caudal_model::Kind::Drift`].
-    async fn start(&mut self, schema: &Arc<TableSchema>, chunk: &Chunk) -> Result<()>;
+    /// `schema` first: a difference is an error of [`caudal_model::Kind::Drift`]. Only rows
+    /// that fulfil `only` are read, beside what the table's own filter lets through.
+    async fn start(
+        &mut self,
+        schema: &Arc<TableSchema>,
+        chunk: &Chunk,
+        only: Option<&Filter>,
+    ) -> Result<()>;
 
     /// Appends rows of the chunk as [`caudal_model::Op::Snapshot`] until it is done or
     /// `into` is full. The caller has begun the buffer's transaction.

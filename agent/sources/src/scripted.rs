@@ -74,7 +74,6 @@ struct Database {
     visible: u64,
     acknowledged: u64,
     prepared: bool,
-    chunk_rows: usize,
     fault: Arc<FaultHook>,
 }
 
@@ -86,15 +85,14 @@ pub struct Script(Arc<Mutex<Database>>);
 pub type State = BTreeMap<TableName, Vec<Row>>;
 
 impl Script {
-    /// A database with these tables (name, has a key), cut into chunks of `chunk_rows`.
-    pub fn new(tables: impl IntoIterator<Item = (TableName, bool)>, chunk_rows: usize) -> Self {
+    /// A database with these tables (name, has a key).
+    pub fn new(tables: impl IntoIterator<Item = (TableName, bool)>) -> Self {
         Script(Arc::new(Mutex::new(Database {
             tables: tables.into_iter().collect(),
             log: Vec::new(),
             visible: 0,
             acknowledged: 0,
             prepared: false,
-            chunk_rows: chunk_rows.max(1),
             fault: Arc::new(|_| None),
         })))
     }
@@ -298,7 +296,7 @@ impl Source for Script {
         Ok(Box::new(tail))
     }
 
-    async fn open_reader(&self) -> Result<Box<dyn ChunkReader>> {
+    async fn open_reader(&self, _exact: bool) -> Result<Box<dyn ChunkReader>> {
         self.fault("open_reader")?;
         let rows = VecDeque::new();
         Ok(Box::new(ScriptedReader {
@@ -502,6 +500,7 @@ impl ChunkReader for ScriptedReader {
         &mut self,
         schema: &Arc<TableSchema>,
         after: Option<&Chunk>,
+        rows: u64,
     ) -> Result<Option<Chunk>> {
         self.script.fault("plan")?;
         let id = after.map_or(1, |c| c.id + 1);
@@ -514,9 +513,9 @@ impl ChunkReader for ScriptedReader {
         }
         let lower = after.and_then(|c| c.through.clone());
         let floor = bound(&lower);
-        let rows = self.visible_rows(&schema.table)?;
-        let size = self.script.db().chunk_rows;
-        let mut keys = rows
+        let size = rows.max(1) as usize;
+        let visible = self.visible_rows(&schema.table)?;
+        let mut keys = visible
             .iter()
             .map(|r| r.id)
             .filter(|id| floor.is_none_or(|f| *id > f));
@@ -528,7 +527,12 @@ impl ChunkReader for ScriptedReader {
         }))
     }
 
-    async fn start(&mut self, schema: &Arc<TableSchema>, chunk: &Chunk) -> Result<()> {
+    async fn start(
+        &mut self,
+        schema: &Arc<TableSchema>,
+        chunk: &Chunk,
+        _only: Option<&caudal_model::Filter>,
+    ) -> Result<()> {
         self.script.fault("start")?;
         self.schema = Some(schema.clone());
         let rows = match (schema.has_key(), self.exact.take()) {

@@ -203,7 +203,8 @@ impl Config {
             publication: s.publication.clone(),
             selection,
             tables: self.table_options()?,
-            chunk_rows: self.snapshot.chunk_rows,
+            replica: None,
+            watch_replicas: Vec::new(),
             spill_dir: self.stream.state_dir.join("spill"),
             // A quarter: the open epoch, the files being encoded and the parts in flight
             // need the rest (INV-9).

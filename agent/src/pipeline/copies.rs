@@ -4,8 +4,8 @@
 use super::renewal::problem;
 use super::{ExactRequest, Pipeline};
 use crate::epoch::OpenEpoch;
+use crate::settings::SnapshotMode;
 use crate::snapshot::{self, Base, Copy};
-use crate::supervise::SnapshotMode;
 use caudal_model::schema::Evolution;
 use caudal_model::{
     Error, Finding, Position, Result, Severity, TableName, TableProgress, TableSchema, TableState,

@@ -13,8 +13,8 @@
 use super::Pipeline;
 use crate::epoch::OpenEpoch;
 use crate::requests::Resnapshot;
+use crate::settings::OnChange;
 use crate::status::TableStatus;
-use crate::supervise::OnChange;
 use caudal_model::{
     Class, Error, Finding, Kind, Position, Result, Severity, TableName, TableSchema, TableState,
 };

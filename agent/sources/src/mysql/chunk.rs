@@ -34,7 +34,7 @@ use crate::{ChunkEvent, ChunkReader};
 use async_trait::async_trait;
 use caudal_model::filter::FilterDialect;
 use caudal_model::{
-    ChangeBuffer, Chunk, Error, Kind, Mark, Op, Position, Result, TableName, TableSchema,
+    ChangeBuffer, Chunk, Error, Filter, Kind, Mark, Op, Position, Result, TableName, TableSchema,
 };
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -177,7 +177,12 @@ impl Reader {
     }
 
     /// Opens the chunk's transaction and its SELECT.
-    async fn begin(&mut self, schema: &Arc<TableSchema>, chunk: &Chunk) -> Result<()> {
+    async fn begin(
+        &mut self,
+        schema: &Arc<TableSchema>,
+        chunk: &Chunk,
+        only: Option<&Filter>,
+    ) -> Result<()> {
         let exact = self.exact.clone();
         if exact.is_none() {
             self.hold(&schema.table).await?;
@@ -190,7 +195,7 @@ impl Reader {
             ));
         }
         let values = self.values(schema).await?;
-        let sql = self.select(schema, &values, &table, chunk)?;
+        let sql = self.select(schema, &values, &table, chunk, only)?;
         let c = self.connection().await?;
         // Text as it is stored, of any length, decoded here as the log's is: the server would
         // show a `?` for bytes without a meaning.
@@ -216,6 +221,7 @@ impl Reader {
         values: &[Value],
         table: &SourceTable,
         chunk: &Chunk,
+        only: Option<&Filter>,
     ) -> Result<String> {
         let column = |(c, value): (&caudal_model::Column, &Value)| {
             let name = identifier(&c.name);
@@ -242,9 +248,10 @@ impl Reader {
         ];
         let mut bounds: Vec<String> = bounds.into_iter().flatten().collect::<Result<_>>()?;
         let own = self.server.options.tables.get(&schema.table);
-        if let Some(filter) = own.and_then(|o| o.filter.as_ref()) {
+        for filter in own.and_then(|o| o.filter.as_ref()).into_iter().chain(only) {
             let sql = filter.sql(schema, &Dialect);
-            bounds.push(sql.map_err(|e| drifted(&schema.table, &e))?);
+            let sql = sql.map_err(|e| drifted(&schema.table, &e))?;
+            bounds.push(format!("({sql})"));
         }
         if !bounds.is_empty() {
             sql.push_str(&format!(" WHERE {}", bounds.join(" AND ")));
@@ -385,6 +392,7 @@ impl ChunkReader for Reader {
         &mut self,
         schema: &Arc<TableSchema>,
         after: Option<&Chunk>,
+        rows: u64,
     ) -> Result<Option<Chunk>> {
         let id = after.map_or(1, |c| c.id.saturating_add(1));
         if !schema.has_key() {
@@ -415,7 +423,7 @@ impl ChunkReader for Reader {
         if let Some(b) = &lower {
             sql.push_str(&format!(" WHERE {}", range(&keys, b, Side::After)?));
         }
-        let offset = self.server.options.chunk_rows.max(1) - 1;
+        let offset = rows.max(1) - 1;
         sql.push_str(&format!(
             " ORDER BY {} LIMIT 1 OFFSET {offset}",
             list(|k| &k.name)
@@ -431,8 +439,13 @@ impl ChunkReader for Reader {
         }))
     }
 
-    async fn start(&mut self, schema: &Arc<TableSchema>, chunk: &Chunk) -> Result<()> {
-        let begun = self.begin(schema, chunk).await;
+    async fn start(
+        &mut self,
+        schema: &Arc<TableSchema>,
+        chunk: &Chunk,
+        only: Option<&Filter>,
+    ) -> Result<()> {
+        let begun = self.begin(schema, chunk, only).await;
         if begun.is_err() {
             // Its transaction would hold the table's definition for as long as nobody asks.
             self.connection = None;

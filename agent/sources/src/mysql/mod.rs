@@ -137,7 +137,7 @@ impl Source for MysqlSource {
         ))
     }
 
-    async fn open_reader(&self) -> Result<Box<dyn ChunkReader>> {
+    async fn open_reader(&self, _exact: bool) -> Result<Box<dyn ChunkReader>> {
         Ok(Box::new(chunk::Reader::open(self.server.clone()).await?))
     }
 }

@@ -21,7 +21,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use caudal_model::schema::{Column, ColumnSpec, Evolution};
 use caudal_model::{
-    ChangeBuffer, Chunk, Class, Error, Kind, Mark, Position, Result, TableName, TableSchema,
+    ChangeBuffer, Chunk, Class, Error, Filter, Kind, Mark, Position, Result, TableName, TableSchema,
 };
 use futures::StreamExt;
 use std::sync::Arc;
@@ -218,7 +218,12 @@ impl PostgresReader {
     }
 
     /// [`ChunkReader::start`], whose transaction an error leaves open.
-    async fn start_copy(&mut self, schema: &Arc<TableSchema>, chunk: &Chunk) -> Result<()> {
+    async fn start_copy(
+        &mut self,
+        schema: &Arc<TableSchema>,
+        chunk: &Chunk,
+        only: Option<&Filter>,
+    ) -> Result<()> {
         let exact = !schema.has_key() && self.exact.as_ref() == Some(&schema.table);
         if !exact {
             if !schema.has_key() {
@@ -252,7 +257,7 @@ impl PostgresReader {
             "COPY (SELECT {} FROM ONLY {}{}) TO STDOUT (FORMAT binary)",
             list.join(", "),
             table_ident(&schema.table),
-            self.carried(schema, chunk)?,
+            self.carried(schema, chunk, only)?,
         );
         let stream = self
             .client
@@ -276,15 +281,21 @@ impl PostgresReader {
         Ok(())
     }
 
-    /// The condition of a chunk's rows that the table's filter lets through.
-    fn carried(&self, schema: &TableSchema, chunk: &Chunk) -> Result<String> {
-        let range = self.condition(schema, chunk)?;
+    /// The condition of a chunk's rows that the table's filter and `only` let through.
+    fn carried(
+        &self,
+        schema: &TableSchema,
+        chunk: &Chunk,
+        only: Option<&Filter>,
+    ) -> Result<String> {
+        let mut condition = self.condition(schema, chunk)?;
         let options = self.shared.options.tables.get(&schema.table);
-        let Some(f) = options.and_then(|o| o.filter.as_ref()) else {
-            return Ok(range);
-        };
-        let word = if range.is_empty() { "WHERE" } else { "AND" };
-        Ok(format!("{range} {word} {}", filter::condition(f, schema)?))
+        let own = options.and_then(|o| o.filter.as_ref());
+        for f in own.into_iter().chain(only) {
+            let word = if condition.is_empty() { "WHERE" } else { "AND" };
+            condition += &format!(" {word} ({})", filter::condition(f, schema)?);
+        }
+        Ok(condition)
     }
 
     fn condition(&self, schema: &TableSchema, chunk: &Chunk) -> Result<String> {
@@ -392,6 +403,7 @@ impl ChunkReader for PostgresReader {
         &mut self,
         schema: &Arc<TableSchema>,
         after: Option<&Chunk>,
+        rows: u64,
     ) -> Result<Option<Chunk>> {
         let id = after.map_or(1, |c| c.id + 1);
         let lower = match after {
@@ -423,7 +435,7 @@ impl ChunkReader for PostgresReader {
             table_ident(&schema.table),
             self.condition(schema, &chunk)?,
             names.join(", "),
-            self.shared.options.chunk_rows.max(1) - 1,
+            rows.max(1) - 1,
         );
         let row = self
             .client
@@ -434,8 +446,13 @@ impl ChunkReader for PostgresReader {
         Ok(Some(chunk))
     }
 
-    async fn start(&mut self, schema: &Arc<TableSchema>, chunk: &Chunk) -> Result<()> {
-        let started = self.start_copy(schema, chunk).await;
+    async fn start(
+        &mut self,
+        schema: &Arc<TableSchema>,
+        chunk: &Chunk,
+        only: Option<&Filter>,
+    ) -> Result<()> {
+        let started = self.start_copy(schema, chunk, only).await;
         if started.is_err() && self.in_transaction {
             // Its lock would hold up who changes the table, until the reader is used again.
             let _ = self.reset().await;

@@ -149,7 +149,7 @@ impl Source for PostgresSource {
         ))
     }
 
-    async fn open_reader(&self) -> Result<Box<dyn ChunkReader>> {
+    async fn open_reader(&self, _exact: bool) -> Result<Box<dyn ChunkReader>> {
         Ok(Box::new(
             chunk::PostgresReader::open(self.shared.clone()).await?,
         ))

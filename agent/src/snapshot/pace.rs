@@ -1,0 +1,64 @@
+//! How much is read from the source for copies at a time.
+
+use std::time::Duration;
+use tokio::sync::{Mutex, Semaphore, SemaphorePermit};
+use tokio::time::Instant;
+
+/// A limit on rows read from the source, shared by the workers.
+#[derive(Debug)]
+struct Limiter {
+    rows_per_second: u64,
+    free_at: Mutex<Instant>,
+}
+
+impl Limiter {
+    /// 0 means no limit.
+    fn new(rows_per_second: u64) -> Self {
+        Limiter {
+            rows_per_second,
+            free_at: Mutex::new(Instant::now()),
+        }
+    }
+
+    async fn spend(&self, rows: u64) {
+        if self.rows_per_second == 0 {
+            return;
+        }
+        let wait = {
+            let mut free_at = self.free_at.lock().await;
+            let start = (*free_at).max(Instant::now());
+            *free_at = start + Duration::from_secs_f64(rows as f64 / self.rows_per_second as f64);
+            start.saturating_duration_since(Instant::now())
+        };
+        tokio::time::sleep(wait).await;
+    }
+}
+
+/// How much is read from the source for copies at a time.
+#[derive(Debug)]
+pub struct Pace {
+    limiter: Limiter,
+    /// One for each chunk that may be read at the same time.
+    turns: Semaphore,
+}
+
+impl Pace {
+    /// `workers` chunks at a time; 0 rows per second means no limit.
+    pub fn new(workers: usize, rows_per_second: u64) -> Self {
+        Pace {
+            limiter: Limiter::new(rows_per_second),
+            turns: Semaphore::new(workers.max(1)),
+        }
+    }
+
+    /// Waits until one more chunk may be read; its turn ends when the answer is dropped.
+    pub(super) async fn turn(&self) -> Option<SemaphorePermit<'_>> {
+        // It is never closed.
+        self.turns.acquire().await.ok()
+    }
+
+    /// Waits as long as these rows, which were just read, may take.
+    pub(super) async fn spend(&self, rows: u64) {
+        self.limiter.spend(rows).await;
+    }
+}
