@@ -18,3 +18,4 @@ pub mod staging;
 pub mod start;
 pub mod status;
 pub mod supervise;
+mod text;

@@ -13,7 +13,8 @@ use crate::crash;
 use crate::epoch::{Committed, OpenEpoch};
 use crate::metrics;
 use crate::recover;
-use crate::snapshot::{Base, Copy, Message, Pace, Workers};
+use crate::requests::Requests;
+use crate::snapshot::{Base, Copy, Gate, Message, Pace, Workers};
 use crate::staging::Staging;
 use crate::status::{StreamState, TableStatus};
 use crate::supervise::{Ending, Parts, Until};
@@ -60,11 +61,15 @@ pub struct Pipeline<'p> {
     failed: HashSet<TableName>,
     /// Tables that are selected and exist; others wait until they do.
     carried: HashSet<TableName>,
+    /// Rows that the carried tables have, by the source's statistics.
+    estimates: HashMap<TableName, u64>,
     /// Tables that leave the stream with a commit that does not stand yet.
     ending: HashSet<TableName>,
     renewal: Renewal,
     /// Requests, and their tables that have not ended yet.
     granting: HashMap<PathBuf, HashSet<TableName>>,
+    /// Copies of some rows that were asked for and have not begun.
+    partial: Vec<(TableName, String)>,
     pace: Arc<Pace>,
     messages: Option<mpsc::Sender<Message>>,
     tasks: JoinSet<()>,
@@ -107,7 +112,9 @@ impl<'p> Pipeline<'p> {
     ) -> Self {
         let epoch_sealed = recovered.state.epoch;
         let s = &parts.settings;
-        let pace = Arc::new(Pace::new(s.workers, s.max_source_rows_per_second));
+        let asked = parts.requests.as_ref().map(Requests::paused);
+        let gate = Gate::new(s.budgets.clone(), asked.unwrap_or_default());
+        let pace = Arc::new(Pace::new(s.workers, s.max_source_rows_per_second, gate));
         let (reached, _) = sync::watch::channel(recovered.state.through.position.clone());
         Pipeline {
             parts,
@@ -123,9 +130,11 @@ impl<'p> Pipeline<'p> {
             live: HashSet::new(),
             failed: HashSet::new(),
             carried: HashSet::new(),
+            estimates: HashMap::new(),
             ending: HashSet::new(),
             renewal: Renewal::default(),
             granting: HashMap::new(),
+            partial: Vec::new(),
             pace,
             messages: None,
             tasks: JoinSet::new(),
@@ -147,7 +156,7 @@ impl<'p> Pipeline<'p> {
         let mark = self.parts.source.catalog_mark().await?;
         let discovery = renewal::discover(self.parts.source.clone(), self.held()).await?;
         self.carried = discovery.found.iter().map(|t| t.table.clone()).collect();
-        let copies = self.resume_copies();
+        let copies = self.resume_copies(&discovery.found)?;
         let tracked = self.tracked();
         let from = self.state.through.position.clone();
         let mut tail = self.parts.source.open_tail(&from, tracked).await?;
@@ -155,6 +164,9 @@ impl<'p> Pipeline<'p> {
         tail.acknowledge(&from);
         self.renewal.settle(Ok(discovery))?;
         self.publish_tables();
+        for copy in &copies {
+            self.show_copy(&copy.table);
+        }
 
         let (sender, messages) = mpsc::channel(16);
         self.messages = Some(sender);
@@ -243,6 +255,7 @@ impl<'p> Pipeline<'p> {
             if stopping.is_none() {
                 self.look_at_drifted(epoch, tail)?;
                 self.renew(epoch, tail)?;
+                self.begin_partial(epoch, tail)?;
             }
             if !self.exact_requests.is_empty() {
                 self.open_exact(epoch, tail).await?;
@@ -279,6 +292,7 @@ impl<'p> Pipeline<'p> {
     fn all_settled(&self) -> bool {
         self.awaiting_live.is_empty()
             && self.ending.is_empty()
+            && self.partial.is_empty()
             && self.renewal.is_idle()
             && self.state.tables.iter().all(|t| {
                 matches!(t.state, TableState::Live | TableState::Errored)
@@ -351,8 +365,10 @@ impl<'p> Pipeline<'p> {
         for t in &changed {
             self.parts.board.update_table(TableStatus::from(t));
         }
-        let entries = done.receipt.entry().tables.iter();
-        self.ended(entries.filter(|t| t.ended).map(|t| t.table.clone()));
+        let entries = || done.receipt.entry().tables.iter();
+        self.ended(entries().filter(|t| t.ended).map(|t| t.table.clone()));
+        let partial = entries().filter(|t| t.snapshot.as_ref().is_some_and(|s| s.only.is_some()));
+        self.granted(partial.map(|t| &t.table));
         self.parts
             .board
             .set_commit(self.state.epoch, self.generation, &self.state.through);
@@ -422,6 +438,7 @@ impl<'p> Pipeline<'p> {
                 }
                 let rows = files.iter().map(|f| f.rows).sum();
                 metrics::snapshot_rows(&copy.table, rows);
+                metrics::snapshot_bytes(&copy.table, files.iter().map(|f| f.bytes).sum());
                 let first = self.copy_entry(&copy.table)?;
                 epoch.add_chunks(&copy.table, || first, chunks, files, planned);
             }

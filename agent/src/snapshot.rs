@@ -7,14 +7,21 @@
 //! need no lock and no common moment. A table without a key is one chunk of one
 //! exact read, and the tail leaves out what that read saw (INV-6).
 //!
+//! A copy of some rows only (`resnapshot --where`) is the same without the `t` row that
+//! empties the table first: its rows have a base `_seq` of their own, above everything that
+//! the lake held when it began, so each replaces what the lake has of its key, and every
+//! later change wins over it again. Rows that it does not read stay as they are.
+//!
 //! A chunk becomes part of the lake whole or not at all: its rows are uploaded
 //! while it is read, and named by a commit only when it is complete. So a row is
 //! never in the lake twice with the same `_seq`.
 
 mod copy;
+mod gate;
 mod pace;
 
 pub use copy::{Base, Copy, begin_copy};
+pub use gate::{Budgets, Gate, Pause};
 pub use pace::Pace;
 
 use crate::crash::{self, CrashPoints};
@@ -244,7 +251,7 @@ impl Workers {
         reader: &mut Option<Box<dyn ChunkReader>>,
     ) -> Result<Option<Job>, Stop> {
         for copy in &self.copies {
-            if copy.is_cancelled() || copy.is_waiting() {
+            if copy.is_cancelled() || copy.is_waiting() || self.pace.holds(&copy.table) {
                 continue;
             }
             let mut p = copy.planner.lock().await;
@@ -360,7 +367,8 @@ impl Workers {
         let (Some(r), Some(base)) = (reader.as_mut(), job.copy.base.get()) else {
             return Err(Stop::Gone);
         };
-        r.start(&job.schema, &job.chunk, None).await?;
+        r.start(&job.schema, &job.chunk, job.copy.only.as_ref())
+            .await?;
         let mut buffer =
             ChangeBuffer::for_snapshot(base.seq, self.buffer_bytes).with_rules(self.rules.clone());
         buffer.begin(TransactionMeta {

@@ -3,7 +3,8 @@
 use crate::config::{self, Config, SourceKind};
 use crate::crash::CrashPoints;
 use crate::requests::Requests;
-use crate::settings::{OnChange, Settings, SnapshotMode};
+use crate::settings::{OnChange, Order, Settings, SnapshotMode};
+use crate::snapshot::Budgets;
 use crate::status::StatusBoard;
 use crate::supervise::{self, Goal, Outcome, Parts};
 use caudal_checkpoints::RocksStore;
@@ -42,6 +43,22 @@ pub fn log(config: &Config, store: &Arc<dyn Store>) -> CommitLog {
     CommitLog::new(store.clone(), &config.stream.name)
 }
 
+fn order(config: &Config) -> Order {
+    match config.snapshot.order {
+        config::SnapshotOrder::Smallest => Order::Smallest,
+        config::SnapshotOrder::Largest => Order::Largest,
+        config::SnapshotOrder::Name => Order::Name,
+        config::SnapshotOrder::Listed => {
+            let none: [String; 0] = [];
+            let patterns = config.tables.include.iter();
+            // The config's rules have checked every pattern.
+            let patterns =
+                patterns.filter_map(|p| Selection::new(std::slice::from_ref(p), &none).ok());
+            Order::Listed(patterns.collect())
+        }
+    }
+}
+
 fn settings(config: &Config) -> Settings {
     let bytes = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
     let workers = (config.snapshot.workers as usize).max(1);
@@ -58,6 +75,15 @@ fn settings(config: &Config) -> Settings {
         },
         workers,
         max_source_rows_per_second: config.snapshot.max_source_rows_per_second,
+        order: order(config),
+        budgets: Budgets {
+            window: config.snapshot.window.clone(),
+            max_replica_lag: config.snapshot.max_replica_lag,
+            max_open_transactions: config.snapshot.max_open_transactions,
+            max_retained_log: config.snapshot.max_retained_log,
+        },
+        warn_retained_log: config.snapshot.warn_retained_log,
+        filter_syntax: config.source.kind.filter_syntax(),
         max_delay: config.commit.max_delay,
         max_bytes: bytes(config.commit.max_bytes),
         buffer_bytes: (memory / 16).clamp(1 << 20, 32 << 20),
@@ -96,10 +122,15 @@ pub async fn run(
     supervise::run(parts, goal, &shutdown).await
 }
 
-/// Has the matching tables copied again by the next run; returns their names.
-pub async fn resnapshot(config: &Config, tables: &Selection) -> Result<Vec<TableName>> {
+/// Has the matching tables copied again by the next run, or the rows of them that fulfil
+/// `only`; returns their names.
+pub async fn resnapshot(
+    config: &Config,
+    tables: &Selection,
+    only: Option<&str>,
+) -> Result<Vec<TableName>> {
     let board = StatusBoard::new(&config.stream.name, config.source.kind.label());
-    supervise::resnapshot(parts(config, board).await?, tables).await
+    supervise::resnapshot(parts(config, board).await?, tables, only).await
 }
 
 async fn parts(config: &Config, board: StatusBoard) -> Result<Parts> {

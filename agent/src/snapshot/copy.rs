@@ -2,7 +2,8 @@
 
 use super::now_us;
 use caudal_model::{
-    ChangeBuffer, Chunk, Op, Position, TableName, TableProgress, TableSchema, TransactionMeta,
+    ChangeBuffer, Chunk, Filter, Op, Position, TableName, TableProgress, TableSchema,
+    TransactionMeta,
 };
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -39,6 +40,8 @@ pub struct Copy {
     pub table: TableName,
     /// Whether the table has a key; one that gains or loses it is copied again.
     pub has_key: bool,
+    /// The rows that are read, beside what the table's own filter says; all if absent.
+    pub(super) only: Option<Filter>,
     /// The version that the next chunk's rows get.
     schema: RwLock<Arc<TableSchema>>,
     /// The pipeline does not want it any more.
@@ -53,8 +56,14 @@ pub struct Copy {
 
 impl Copy {
     /// A copy with a key, from what earlier runs have finished.
-    pub fn keyed(schema: Arc<TableSchema>, base: Base, progress: &TableProgress) -> Self {
+    pub fn keyed(
+        schema: Arc<TableSchema>,
+        base: Base,
+        progress: &TableProgress,
+        only: Option<Filter>,
+    ) -> Self {
         Copy {
+            only,
             base: OnceLock::from(base),
             planner: Mutex::new(Planner::resume(&progress.chunks)),
             ..Self::exact(schema)
@@ -66,6 +75,7 @@ impl Copy {
         Copy {
             table: schema.table.clone(),
             has_key: schema.has_key(),
+            only: None,
             schema: RwLock::new(schema),
             cancelled: AtomicBool::new(false),
             waiting: AtomicBool::new(false),
