@@ -284,7 +284,7 @@ impl Life {
                 max_delay: Duration::from_millis(self.roll(1..40)),
                 max_bytes: self.roll(50..4000) as usize,
                 buffer_bytes: self.roll(50..2000) as usize,
-                chunk_rows: self.roll(1..8) as u64,
+                chunk_rows: self.roll(1..8),
                 worker_buffer_bytes: self.roll(50..2000) as usize,
                 file_bytes: self.roll(100..4000) as usize,
                 idle_commit: Duration::from_millis(200),

@@ -158,7 +158,8 @@ impl<'de> Deserialize<'de> for Windows {
             Many(Vec<String>),
         }
         let texts = match Text::deserialize(d)? {
-            Text::One(text) => vec![text],
+            // An environment variable holds no list.
+            Text::One(text) => text.split(',').map(str::to_owned).collect(),
             Text::Many(texts) => texts,
         };
         let windows: Result<Vec<Window>, String> = texts.iter().map(|t| t.parse()).collect();

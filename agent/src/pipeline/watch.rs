@@ -95,9 +95,11 @@ impl Pipeline<'_> {
                 }
                 let due = asked.is_none_or(|at| at.elapsed() >= every);
                 if due && gate.needs_load() && board.is_copying() {
-                    match source.load().await {
-                        Ok(load) => gate.load(load),
-                        Err(error) => tracing::debug!(%error, "the load cannot be read now"),
+                    // A server that hangs must not keep a request to pause waiting for long.
+                    match tokio::time::timeout(every, source.load()).await {
+                        Ok(Ok(load)) => gate.load(load),
+                        Ok(Err(error)) => tracing::debug!(%error, "the load cannot be read now"),
+                        Err(_) => tracing::debug!("the source did not tell its load in time"),
                     }
                     asked = Some(Instant::now());
                 }
