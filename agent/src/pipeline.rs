@@ -48,6 +48,8 @@ pub struct Pipeline<'p> {
     next_column_ids: HashMap<TableName, i32>,
     /// The copies under way, as the next commit describes them.
     copies: HashMap<TableName, SnapshotEntry>,
+    /// Rows and bytes of tables, as far as the source knows.
+    estimates: HashMap<TableName, (u64, u64)>,
     /// The copies that workers have; messages of any other are late.
     active: HashMap<TableName, Arc<Copy>>,
     /// Copies that met a table of another shape: what was different, and the position
@@ -61,8 +63,6 @@ pub struct Pipeline<'p> {
     failed: HashSet<TableName>,
     /// Tables that are selected and exist; others wait until they do.
     carried: HashSet<TableName>,
-    /// Rows that the carried tables have, by the source's statistics.
-    estimates: HashMap<TableName, u64>,
     /// Tables that leave the stream with a commit that does not stand yet.
     ending: HashSet<TableName>,
     renewal: Renewal,
@@ -124,13 +124,13 @@ impl<'p> Pipeline<'p> {
             schemas: recovered.schemas,
             next_column_ids: recovered.next_column_ids,
             copies: HashMap::new(),
+            estimates: HashMap::new(),
             active: HashMap::new(),
             drifted: HashMap::new(),
             awaiting_live: HashMap::new(),
             live: HashSet::new(),
             failed: HashSet::new(),
             carried: HashSet::new(),
-            estimates: HashMap::new(),
             ending: HashSet::new(),
             renewal: Renewal::default(),
             granting: HashMap::new(),
@@ -545,10 +545,8 @@ impl<'p> Pipeline<'p> {
             staging: self.staging.clone(),
             rules: self.parts.rules.clone(),
             copies,
-            chunk_rows: s.chunk_rows,
             buffer_bytes: s.worker_buffer_bytes,
-            file_bytes: s.file_bytes,
-            file_age: s.max_delay / 2,
+            files: s.copy_files,
             pace: self.pace.clone(),
             board: self.parts.board.clone(),
             crash: self.parts.crash.clone(),

@@ -6,7 +6,7 @@ use super::{ExactRequest, Pipeline};
 use crate::epoch::OpenEpoch;
 use crate::metrics;
 use crate::settings::SnapshotMode;
-use crate::snapshot::{self, Base, Copy};
+use crate::snapshot::{self, Base, ChunkSize, Copy};
 use crate::status::TableStatus;
 use caudal_model::schema::Evolution;
 use caudal_model::{
@@ -108,11 +108,6 @@ impl Pipeline<'_> {
         Ok(copies)
     }
 
-    fn note_estimates(&mut self, found: &[DiscoveredTable]) {
-        let rows = |t: &DiscoveredTable| (t.table.clone(), t.estimated_rows);
-        self.estimates = found.iter().map(rows).collect();
-    }
-
     /// Shows a copy that begins or goes on.
     pub(super) fn show_copy(&self, table: &TableName) {
         let Some(p) = self.state.tables.iter().find(|p| p.table == *table) else {
@@ -120,10 +115,21 @@ impl Pipeline<'_> {
         };
         self.parts.board.update_table(TableStatus::from(p));
         // What fulfils a condition, no statistics tell.
-        let rows = self.estimates.get(table).filter(|_| p.only.is_none());
-        let rows = rows.copied().unwrap_or(0);
+        let size = self.estimates.get(table).filter(|_| p.only.is_none());
+        let rows = size.map_or(0, |(rows, _)| *rows);
         self.parts.board.begin_copy(table, p.snapshot_rows, rows);
         metrics::snapshot_estimate(table, rows);
+    }
+
+    pub(super) fn note_estimates(&mut self, found: &[DiscoveredTable]) {
+        let sizes = found.iter();
+        let sizes = sizes.map(|t| (t.table.clone(), (t.estimated_rows, t.estimated_bytes)));
+        self.estimates = sizes.collect();
+    }
+
+    fn chunk_size(&self, table: &TableName) -> ChunkSize {
+        let (rows, bytes) = self.estimates.get(table).copied().unwrap_or_default();
+        ChunkSize::first(self.parts.settings.chunks, rows, bytes)
     }
 
     fn begin_keyed(
@@ -137,6 +143,7 @@ impl Pipeline<'_> {
         let mut entry = copy_entry(number, base.seq, base.position.clone(), None);
         entry.only = progress.only.clone();
         self.copies.insert(table.clone(), entry);
+        let size = self.chunk_size(&table);
         let syntax = self.parts.settings.filter_syntax;
         let only = progress.only.as_deref().map(|c| filter::parse(c, syntax));
         let only = only.transpose().map_err(|e| {
@@ -144,7 +151,7 @@ impl Pipeline<'_> {
             Error::fatal(Kind::Corrupt, text)
                 .hint("go on with the version of caudal that began the copy")
         })?;
-        let copy = Arc::new(Copy::keyed(schema, base, progress, only));
+        let copy = Arc::new(Copy::keyed(schema, base, progress, size, only));
         self.active.insert(table, copy.clone());
         Ok(copy)
     }
@@ -252,7 +259,7 @@ impl Pipeline<'_> {
             return Ok(None);
         }
         if !schema.has_key() {
-            let copy = Arc::new(Copy::exact(schema));
+            let copy = Arc::new(Copy::exact(schema, self.chunk_size(&table)));
             self.active.insert(table, copy.clone());
             return Ok(Some(copy));
         }
