@@ -255,7 +255,7 @@ impl<'p> Pipeline<'p> {
             if stopping.is_none() {
                 self.look_at_drifted(epoch, tail)?;
                 self.renew(epoch, tail)?;
-                self.begin_partial(epoch, tail)?;
+                self.begin_partial(epoch)?;
             }
             if !self.exact_requests.is_empty() {
                 self.open_exact(epoch, tail).await?;

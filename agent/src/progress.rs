@@ -95,12 +95,7 @@ impl Display {
             bar.set_message(total(all));
         }
         // Of thousands of tables, those that are being read.
-        let read = |t: &&TableStatus| {
-            t.state == TableState::Snapshotting
-                && !t.copied
-                && t.paused.is_none()
-                && t.rows_per_second.is_some_and(|r| r >= 1.0)
-        };
+        let read = |t: &&TableStatus| t.reading && t.paused.is_none();
         let current: BTreeMap<_, _> = report
             .tables
             .iter()
@@ -199,14 +194,14 @@ mod tests {
     use super::*;
     use caudal_model::TableProgress;
 
-    fn table(name: &str, state: TableState, read: u64, rate: f64) -> TableStatus {
+    fn table(name: &str, state: TableState, read: u64, reading: bool) -> TableStatus {
         let mut progress = TableProgress::pending(TableName::new("s", name));
         progress.state = state;
         progress.chunks_total = 3;
         TableStatus {
             snapshot_rows: read,
             estimated_rows: Some(2_000),
-            rows_per_second: Some(rate),
+            reading,
             seconds_left: Some(90),
             ..TableStatus::from(&progress)
         }
@@ -228,7 +223,7 @@ mod tests {
         assert_eq!(total(&all), line);
         all.paused = Some("because".into());
         assert_eq!(total(&all), "waiting: because");
-        let t = table("a", TableState::Snapshotting, 3_000, 1.0);
+        let t = table("a", TableState::Snapshotting, 3_000, true);
         assert_eq!(one(&t), "s.a · 3,000 rows · 1m left · 0/3 chunks");
     }
 
@@ -238,7 +233,7 @@ mod tests {
         let mut display = Display::new(bars);
         let mut report = StatusReport::empty("shop", "mysql", StreamState::Snapshotting);
         report.tables = (0..20)
-            .map(|i| table(&format!("t{i}"), TableState::Snapshotting, 1, 5.0))
+            .map(|i| table(&format!("t{i}"), TableState::Snapshotting, 1, true))
             .collect();
         report.snapshot = Some(SnapshotStatus::default());
         display.draw(&report);
@@ -247,9 +242,9 @@ mod tests {
             (SHOWN, true)
         );
         report.tables = vec![
-            table("a", TableState::Snapshotting, 1, 0.0),
-            table("b", TableState::Snapshotting, 1, 5.0),
-            table("c", TableState::Live, 1, 5.0),
+            table("a", TableState::Snapshotting, 1, false),
+            table("b", TableState::Snapshotting, 1, true),
+            table("c", TableState::Live, 1, false),
         ];
         display.draw(&report);
         let shown: Vec<&TableName> = display.tables.keys().collect();

@@ -10,7 +10,7 @@ mod copying;
 
 pub use copying::{SnapshotStatus, committed};
 
-use copying::{CopyProgress, Meter, is_copying};
+use copying::{CopyProgress, Meter, Pulse, is_begun_here, is_copying};
 
 use caudal_model::{Position, StreamPoint, TableName, TableProgress, TableState};
 use serde::{Deserialize, Serialize};
@@ -108,6 +108,9 @@ pub struct TableStatus {
     /// Every chunk is read: the table is live once the tail has followed.
     #[serde(skip)]
     pub copied: bool,
+    /// Rows came within the last seconds.
+    #[serde(skip)]
+    pub reading: bool,
 }
 
 impl From<&TableProgress> for TableStatus {
@@ -134,6 +137,7 @@ impl From<&TableProgress> for TableStatus {
             seconds_left: None,
             paused: None,
             copied: p.live_at.is_some(),
+            reading: false,
         }
     }
 }
@@ -206,7 +210,7 @@ struct State {
     last_commit: Option<Instant>,
     /// Rows read for any copy, and how fast.
     rows_read: u64,
-    meter: Meter,
+    pulse: Pulse,
     sampled: Instant,
     paused: Option<String>,
     warnings: BTreeMap<&'static str, String>,
@@ -228,7 +232,7 @@ impl StatusBoard {
                 last_progress: Instant::now(),
                 last_commit: None,
                 rows_read: 0,
-                meter: Meter::default(),
+                pulse: Pulse::default(),
                 sampled: Instant::now(),
                 paused: None,
                 warnings: BTreeMap::new(),
@@ -340,7 +344,14 @@ impl StatusBoard {
         let s = &mut *s;
         let seconds = s.sampled.elapsed().as_secs_f64();
         s.sampled = Instant::now();
-        s.meter.sample(s.rows_read, seconds, every.is_some());
+        let waits = every.is_some();
+        s.pulse.rows.sample(s.rows_read, seconds, waits);
+        let begun = s
+            .tables
+            .values()
+            .filter(|(t, c)| is_begun_here(t, c))
+            .count() as u64;
+        s.pulse.tables.sample(begun, seconds, waits);
         s.paused = every;
         let mut copying = false;
         for (name, (t, copy)) in &mut s.tables {
@@ -353,7 +364,10 @@ impl StatusBoard {
         }
         if !copying {
             // What is copied next is a copy of its own.
-            s.meter = Meter::at(s.rows_read);
+            s.pulse = Pulse {
+                rows: Meter::at(s.rows_read),
+                tables: Meter::at(begun),
+            };
             for (_, copy) in s.tables.values_mut() {
                 copy.counts = false;
             }
@@ -384,7 +398,7 @@ impl StatusBoard {
         report.tables = s.tables.values().map(|(t, c)| c.describe(t)).collect();
         let copies = s.tables.values().map(|(_, copy)| copy);
         let copies = report.tables.iter().zip(copies);
-        report.snapshot = SnapshotStatus::of(copies, &s.meter, s.paused.as_ref());
+        report.snapshot = SnapshotStatus::of(copies, &s.pulse, s.paused.as_ref());
         report.warnings = s.warnings.values().cloned().collect();
         report
     }

@@ -102,6 +102,8 @@ pub struct Status {
     pub tables: Vec<TableStatus>,
     /// All copies together, while there is one.
     pub snapshot: Option<SnapshotStatus>,
+    /// What somebody should look at.
+    pub warnings: Vec<String>,
 }
 
 /// The copies of a [`Status`].

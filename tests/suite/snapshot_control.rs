@@ -3,12 +3,15 @@
 
 use crate::trial::{Trial, on_every_source};
 use caudal_tests::Result;
-use caudal_tests::agent::Running;
+use caudal_tests::agent::{PATIENCE, Running};
+use caudal_tests::databases::Kind;
+use std::time::Instant;
 
 on_every_source!(
     a_paused_table_waits_through_restarts,
     every_copy_pauses_and_goes_on,
     copies_wait_for_their_window,
+    copies_wait_for_retained_log,
 );
 
 async fn create(t: &Trial, table: &str, rows: i64) -> Result<()> {
@@ -163,5 +166,61 @@ async fn copies_wait_for_their_window(t: &Trial) -> Result<()> {
     );
     agent.run_until_caught_up().await?;
     t.expect_equal(&["large"]).await?;
+    Ok(())
+}
+
+/// PostgreSQL alone tells how much log a stream makes it keep.
+async fn copies_wait_for_retained_log(t: &Trial) -> Result<()> {
+    if t.kind() != Kind::Postgres {
+        return Ok(());
+    }
+    // On a server of its own, for all of a server's log counts.
+    let t = &t.on_private_server(&[]).await?;
+    create(t, "small", 10).await?;
+    let mut agent = t.agent()?;
+    agent
+        .config
+        .set("tables.exclude", vec![t.source.table("noise")]);
+    agent.run_until_caught_up().await?;
+    create(t, "large", 2_000).await?;
+    t.source
+        .exec("create table noise as select repeat('x', 1000) from generate_series(1, 8000)")
+        .await?;
+    agent
+        .config
+        .set("snapshot.max_retained_log", "1MiB")
+        .set("snapshot.warn_retained_log", "1MiB");
+    let mut running = agent.spawn()?;
+    let large = t.source.table("large");
+    let paused = running
+        .wait_for_status("the copy waits, and a warning says why", |s| {
+            !s.warnings.is_empty() && s.table(&large).is_some_and(|t| t.paused.is_some())
+        })
+        .await?;
+    let why = paused.table(&large).and_then(|t| t.paused.clone());
+    assert!(
+        why.is_some_and(|w| w.contains("snapshot.max_retained_log")),
+        "{paused:?}"
+    );
+    // What was read of the log is acknowledged, and the server forgets it at a checkpoint.
+    let mut superuser = t.source.superuser().await?;
+    let deadline = Instant::now() + PATIENCE;
+    for id in 100.. {
+        t.source
+            .exec(&format!("insert into small values ({id}, 'x')"))
+            .await?;
+        superuser.exec("checkpoint").await?;
+        let status = running.status().await?;
+        if status.all_live() && status.warnings.is_empty() {
+            break;
+        }
+        assert!(
+            Instant::now() < deadline,
+            "the copy still waits: {status:?}"
+        );
+    }
+    running.sigterm().await?.expect(0)?;
+    agent.run_until_caught_up().await?;
+    t.expect_equal(&["small", "large"]).await?;
     Ok(())
 }

@@ -158,11 +158,8 @@ impl Pipeline<'_> {
 
     /// Between transactions: begins the copies of some rows that were asked for. The table
     /// is `snapshotting` again, but it is not emptied: what is not read stays.
-    pub(super) fn begin_partial(
-        &mut self,
-        epoch: &mut OpenEpoch,
-        tail: &mut dyn Tail,
-    ) -> Result<()> {
+    /// The tail carries it as before: the lake holds the rows that key changes remove.
+    pub(super) fn begin_partial(&mut self, epoch: &mut OpenEpoch) -> Result<()> {
         let mut copies = Vec::new();
         for (table, condition) in std::mem::take(&mut self.partial) {
             let known = self.state.tables.iter().find(|p| p.table == table);
@@ -180,7 +177,6 @@ impl Pipeline<'_> {
             let mut entry = copy_entry(number, seq, position.clone(), None);
             entry.only = Some(condition);
             epoch.snapshot_mut(&table, || entry);
-            self.track(schema.clone(), tail);
             // Not live until its rows are there; its commit has yet to say so.
             self.live.remove(&table);
             self.parts.board.begin_copy(&table, 0, 0);
@@ -234,6 +230,9 @@ impl Pipeline<'_> {
             }
             self.show_copy(&t.table);
             copies.extend(self.begin_copy(schema, &p, epoch, tail)?);
+        }
+        if !copies.is_empty() {
+            self.publish_state();
         }
         Ok(copies)
     }
@@ -323,7 +322,7 @@ impl Pipeline<'_> {
             .filter_map(|p| {
                 let schema = self.schemas.get(&p.table)?.clone();
                 let next_column_id = self.next_column_id(&p.table);
-                let copying = p.state != TableState::Live;
+                let copying = p.state != TableState::Live && p.only.is_none();
                 Some(TrackedTable {
                     schema,
                     next_column_id,

@@ -4,6 +4,7 @@
 use super::Pipeline;
 use crate::metrics;
 use crate::requests::Resnapshot;
+use crate::snapshot::Pause;
 use crate::status::StatusBoard;
 use crate::text;
 use std::collections::{HashMap, HashSet};
@@ -89,6 +90,7 @@ impl Pipeline<'_> {
         self.tasks.spawn(async move {
             let gate = pace.gate();
             let mut asked: Option<Instant> = None;
+            let mut said = None;
             loop {
                 if let Some(requests) = &requests {
                     gate.ask(requests.paused());
@@ -104,6 +106,18 @@ impl Pipeline<'_> {
                     asked = Some(Instant::now());
                 }
                 let pause = gate.look(chrono::Utc::now());
+                // While nothing is copied, nobody wants to know.
+                let label = pause.as_ref().filter(|_| board.is_copying());
+                let label = label.map(Pause::label);
+                if label != said {
+                    match &pause {
+                        Some(reason) if label.is_some() => {
+                            tracing::info!(%reason, "copies wait; the log is read on");
+                        }
+                        _ => tracing::info!("copies go on"),
+                    }
+                    said = label;
+                }
                 let text = pause.as_ref().map(ToString::to_string);
                 board.set_paused(text, |t| gate.holds(t).map(|p| p.to_string()));
                 metrics::snapshot(board.report().snapshot.as_ref(), pause.as_ref());

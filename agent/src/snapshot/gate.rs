@@ -153,7 +153,15 @@ impl Gate {
 
     /// What users ask for.
     pub fn ask(&self, asked: Paused) {
-        self.lock().asked = asked;
+        let mut s = self.lock();
+        if s.asked.tables != asked.tables {
+            let tables: Vec<String> = asked.tables.iter().map(ToString::to_string).collect();
+            tracing::info!(
+                tables = tables.join(", "),
+                "tables whose copies wait by request"
+            );
+        }
+        s.asked = asked;
     }
 
     /// What the source says of its load.
@@ -177,13 +185,6 @@ impl Gate {
             }
             _ => None,
         };
-        let label = |p: &Option<Pause>| p.as_ref().map(Pause::label);
-        if label(&pause) != label(&s.pause) {
-            match &pause {
-                Some(reason) => tracing::info!(%reason, "copies wait; the log is read on"),
-                None => tracing::info!("copies go on"),
-            }
-        }
         s.pause.clone_from(&pause);
         pause
     }

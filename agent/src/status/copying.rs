@@ -11,11 +11,18 @@ use serde::{Deserialize, Serialize};
 /// Seconds over which a rate is smoothed.
 const SMOOTH: f64 = 20.0;
 
+/// A table is being read if rows came within so many seconds.
+const RECENT: f64 = 3.0;
+/// Below so many tables a second, it is rows that take the time.
+const MANY_TABLES: f64 = 1.0;
+
 /// Rows a second, smoothed.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub(super) struct Meter {
     seen: u64,
     worked: f64,
+    /// Seconds since the count rose.
+    idle: f64,
     rate: Option<f64>,
 }
 
@@ -32,6 +39,7 @@ impl Meter {
     pub(super) fn sample(&mut self, rows: u64, seconds: f64, waits: bool) {
         let read = rows.saturating_sub(self.seen);
         self.seen = rows;
+        self.idle = if read > 0 { 0.0 } else { self.idle + seconds };
         if seconds <= 0.0 || (read == 0 && (waits || self.rate.is_none())) {
             return;
         }
@@ -90,6 +98,7 @@ impl CopyProgress {
         } else if self.estimated_rows > 0 {
             t.estimated_rows = Some(self.estimated_rows.max(t.snapshot_rows));
         }
+        t.reading = self.meter.rate.is_some() && self.meter.idle < RECENT;
         t.rows_per_second = self.meter.rate();
         t.seconds_left = self.meter.seconds(self.left(&t));
         t
@@ -135,16 +144,43 @@ pub struct SnapshotStatus {
     pub paused: Option<String>,
 }
 
+/// How fast all copies are together.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub(super) struct Pulse {
+    pub(super) rows: Meter,
+    /// Tables begun: of many small ones, each takes its time whatever its rows.
+    pub(super) tables: Meter,
+}
+
+impl Pulse {
+    fn seconds(&self, rows: Option<u64>, tables: u64) -> Option<u64> {
+        let rows = self.rows.seconds(rows)?;
+        let many = self.tables.rate.filter(|r| *r >= MANY_TABLES);
+        Some(many.map_or(rows, |r| rows.max((tables as f64 / r).ceil() as u64)))
+    }
+}
+
+/// Whether anything of the table has been read.
+fn is_begun(t: &TableStatus, copy: &CopyProgress) -> bool {
+    !is_copying(t.state) || t.copied || copy.rows_read > 0
+}
+
+/// Whether this process has begun to read the table.
+pub(super) fn is_begun_here(t: &TableStatus, copy: &CopyProgress) -> bool {
+    copy.counts && (copy.meter.rate.is_some() || !is_copying(t.state))
+}
+
 impl SnapshotStatus {
     /// Over all tables; `None` when none is being copied.
     pub(super) fn of<'t>(
         tables: impl Iterator<Item = (&'t TableStatus, &'t CopyProgress)> + Clone,
-        meter: &Meter,
+        pulse: &Pulse,
         paused: Option<&String>,
     ) -> Option<SnapshotStatus> {
         tables.clone().find(|(t, _)| is_copying(t.state))?;
         let mut sum = SnapshotStatus::default();
         let mut left = Some(0_u64);
+        let mut waiting = 0;
         for (t, copy) in tables.filter(|(t, c)| c.counts || is_copying(t.state)) {
             sum.tables_total += 1;
             sum.tables_done += u64::from(t.state == TableState::Live);
@@ -154,10 +190,11 @@ impl SnapshotStatus {
             sum.bytes = sum.bytes.saturating_add(t.bytes);
             sum.chunks_done += u64::from(t.chunks_done);
             sum.chunks_total += u64::from(t.chunks_total);
+            waiting += u64::from(!is_begun(t, copy));
             left = left.zip(copy.left(t)).map(|(a, b)| a.saturating_add(b));
         }
-        sum.rows_per_second = meter.rate();
-        sum.seconds_left = meter.seconds(left);
+        sum.rows_per_second = pulse.rows.rate();
+        sum.seconds_left = pulse.seconds(left, waiting);
         sum.paused = paused.cloned();
         Some(sum)
     }
@@ -167,7 +204,7 @@ impl SnapshotStatus {
 pub fn committed(tables: &[TableStatus]) -> Option<SnapshotStatus> {
     let nothing = CopyProgress::default();
     let all = tables.iter().map(|t| (t, &nothing));
-    let mut sum = SnapshotStatus::of(all, &Meter::default(), None)?;
+    let mut sum = SnapshotStatus::of(all, &Pulse::default(), None)?;
     sum.seconds_left = None;
     Some(sum)
 }
@@ -254,18 +291,23 @@ mod tests {
                 copy(rows, estimate, 1),
             )
         };
-        let sum = |all: &[(TableStatus, CopyProgress)]| {
+        let sum = |all: &[(TableStatus, CopyProgress)], tables: u64| {
             let all: Vec<_> = all.iter().map(|(t, c)| (c.describe(t), c)).collect();
-            let meter = copy(10, 0, 10).meter;
-            SnapshotStatus::of(all.iter().map(|(t, c)| (t, *c)), &meter, None)
+            let pulse = Pulse {
+                rows: copy(10, 0, 10).meter,
+                tables: copy(tables, 0, tables).meter,
+            };
+            SnapshotStatus::of(all.iter().map(|(t, c)| (t, *c)), &pulse, None)
         };
         let all = [old.clone(), done.clone(), copying(30, 70), pending];
-        let s = sum(&all).unwrap();
+        let s = sum(&all, 0).unwrap();
         assert_eq!((s.tables_done, s.tables_total), (1, 3));
         assert_eq!((s.rows, s.estimated_rows), (120, 210));
         assert_eq!((s.chunks_done, s.chunks_total), (3, 9));
         assert_eq!((s.rows_per_second, s.seconds_left), (Some(10.0), Some(9)));
-        assert_eq!(sum(&[copying(30, 20)]).unwrap().seconds_left, None);
-        assert_eq!(sum(&[old, done]), None);
+        assert_eq!(sum(&[copying(30, 20)], 0).unwrap().seconds_left, None);
+        let many = vec![(table("d", TableState::Pending, 0), copy(0, 1, 0)); 100];
+        assert_eq!(sum(&many, 2).unwrap().seconds_left, Some(50));
+        assert_eq!(sum(&[old, done], 0), None);
     }
 }
