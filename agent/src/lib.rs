@@ -19,3 +19,4 @@ pub mod staging;
 pub mod start;
 pub mod status;
 pub mod supervise;
+mod text;

@@ -7,12 +7,18 @@
 //! need no lock and no common moment. A table without a key is one chunk of one
 //! exact read, and the tail leaves out what that read saw (INV-6).
 //!
+//! A copy of some rows only (`resnapshot --where`) is the same without the `t` row that
+//! empties the table first: its rows have a base `_seq` of their own, above everything that
+//! the lake held when it began, so each replaces what the lake has of its key, and every
+//! later change wins over it again. Rows that it does not read stay as they are.
+//!
 //! A chunk becomes part of the lake whole or not at all: its rows are encoded
 //! while it is read, and named by a commit only when it is complete. So a row is
 //! never in the lake twice with the same `_seq`.
 
 mod copy;
 mod files;
+mod gate;
 mod joining;
 mod pace;
 mod sharing;
@@ -20,6 +26,7 @@ mod size;
 
 pub use copy::{Base, Copy, begin_copy};
 pub use files::FileLimits;
+pub use gate::{Budgets, Gate, Pause};
 pub use joining::Joining;
 pub use pace::Pace;
 pub use sharing::{Shareable, Sharing};
@@ -304,7 +311,7 @@ impl Workers {
         reader: &mut Option<Box<dyn ChunkReader>>,
     ) -> Result<Option<Job>, Stop> {
         for copy in copies {
-            if copy.is_cancelled() || copy.is_waiting() {
+            if copy.is_cancelled() || copy.is_waiting() || self.pace.holds(&copy.table) {
                 continue;
             }
             let mut p = copy.planner.lock().await;
@@ -424,7 +431,8 @@ impl Workers {
             return Err(Stop::Gone);
         };
         let began = Instant::now();
-        r.start(&job.schema, &job.chunk, None).await?;
+        r.start(&job.schema, &job.chunk, job.copy.only.as_ref())
+            .await?;
         let mut buffer =
             ChangeBuffer::for_snapshot(base.seq, self.buffer_bytes).with_rules(self.rules.clone());
         buffer.begin(TransactionMeta {
@@ -457,6 +465,8 @@ impl Workers {
     /// Hands rows to the table's open file, and what is complete with them to the pipeline.
     async fn hand_over(&self, g: Gathered, close: bool) -> Result<(), Stop> {
         let copy = g.copy.clone();
+        // Nobody may come back to a table that waits.
+        let close = close || self.pace.holds(&copy.table);
         match g.hand_over(&self.staging, &self.files, close).await {
             Ok(done) => self.report(&copy, done).await,
             Err(Lost { error, chunks }) => {

@@ -3,8 +3,8 @@
 use crate::config::{self, Config, SourceKind};
 use crate::crash::CrashPoints;
 use crate::requests::Requests;
-use crate::settings::{OnChange, Settings, SnapshotMode};
-use crate::snapshot::{FileLimits, Joining, SizeLimits};
+use crate::settings::{OnChange, Order, Settings, SnapshotMode};
+use crate::snapshot::{Budgets, FileLimits, Joining, SizeLimits};
 use crate::status::StatusBoard;
 use crate::supervise::{self, Goal, Outcome, Parts};
 use caudal_checkpoints::RocksStore;
@@ -42,6 +42,22 @@ pub async fn store(config: &Config) -> Result<Arc<dyn Store>> {
 /// The configured stream's commit log in `store`.
 pub fn log(config: &Config, store: &Arc<dyn Store>) -> CommitLog {
     CommitLog::new(store.clone(), &config.stream.name)
+}
+
+fn order(config: &Config) -> Order {
+    match config.snapshot.order {
+        config::SnapshotOrder::Smallest => Order::Smallest,
+        config::SnapshotOrder::Largest => Order::Largest,
+        config::SnapshotOrder::Name => Order::Name,
+        config::SnapshotOrder::Listed => {
+            let none: [String; 0] = [];
+            let patterns = config.tables.include.iter();
+            // The config's rules have checked every pattern.
+            let patterns =
+                patterns.filter_map(|p| Selection::new(std::slice::from_ref(p), &none).ok());
+            Order::Listed(patterns.collect())
+        }
+    }
 }
 
 /// Rows of a table's first chunk, if nothing else is said.
@@ -99,6 +115,15 @@ fn settings(config: &Config) -> Result<Settings> {
         },
         workers,
         max_source_rows_per_second: config.snapshot.max_source_rows_per_second,
+        order: order(config),
+        budgets: Budgets {
+            window: config.snapshot.window.clone(),
+            max_replica_lag: config.snapshot.max_replica_lag,
+            max_open_transactions: config.snapshot.max_open_transactions,
+            max_retained_log: config.snapshot.max_retained_log,
+        },
+        warn_retained_log: config.snapshot.warn_retained_log,
+        filter_syntax: config.source.kind.filter_syntax(),
         max_delay: config.commit.max_delay,
         max_bytes: bytes(config.commit.max_bytes),
         buffer_bytes: (memory / 16).clamp(1 << 20, 32 << 20),
@@ -143,10 +168,15 @@ pub async fn run(
     supervise::run(parts, goal, &shutdown).await
 }
 
-/// Has the matching tables copied again by the next run; returns their names.
-pub async fn resnapshot(config: &Config, tables: &Selection) -> Result<Vec<TableName>> {
+/// Has the matching tables copied again by the next run, or the rows of them that fulfil
+/// `only`; returns their names.
+pub async fn resnapshot(
+    config: &Config,
+    tables: &Selection,
+    only: Option<&str>,
+) -> Result<Vec<TableName>> {
     let board = StatusBoard::new(&config.stream.name, config.source.kind.label());
-    supervise::resnapshot(parts(config, board).await?, tables).await
+    supervise::resnapshot(parts(config, board).await?, tables, only).await
 }
 
 async fn parts(config: &Config, board: StatusBoard) -> Result<Parts> {

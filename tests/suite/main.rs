@@ -26,6 +26,7 @@ mod s3_failing_and_slow;
 mod schema_change;
 mod sigkill;
 mod sigterm;
+mod snapshot_control;
 mod snapshot_files;
 mod snapshot_only;
 mod snapshot_resume;

@@ -1,12 +1,13 @@
 //! `caudal run`: the agent, with what surrounds it: signals, the server, the progress
 //! display and the summary.
 
-use super::output::{Output, grouped};
+use super::output::Output;
 use super::{RunArguments, code};
 use crate::config::Config;
 use crate::progress::Progress;
 use crate::status::{StatusBoard, StatusReport};
 use crate::supervise::{Ending, Goal, Outcome};
+use crate::text::grouped;
 use caudal_model::{Error, Kind, Result, TableState};
 use indicatif::MultiProgress;
 use std::io::IsTerminal;

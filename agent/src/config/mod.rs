@@ -11,6 +11,7 @@ mod rules;
 mod sections;
 mod shape;
 pub mod units;
+mod window;
 
 #[cfg(test)]
 mod tests;
@@ -28,6 +29,7 @@ use std::path::Path;
 
 pub use document::Places;
 pub use sections::*;
+pub use window::{Window, Windows};
 
 /// The config file.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
@@ -204,8 +206,8 @@ impl Config {
             publication: s.publication.clone(),
             selection,
             tables: self.table_options()?,
-            replica: None,
-            watch_replicas: Vec::new(),
+            replica: self.snapshot.replica.clone(),
+            watch_replicas: self.snapshot.watch_replicas.clone(),
             spill_dir: self.stream.state_dir.join("spill"),
             // A quarter: the open epoch, the files being encoded and the parts in flight
             // need the rest (INV-9).

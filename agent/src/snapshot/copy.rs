@@ -4,7 +4,8 @@ use super::files::CopyFile;
 use super::now_us;
 use super::size::ChunkSize;
 use caudal_model::{
-    ChangeBuffer, Chunk, Op, Position, TableName, TableProgress, TableSchema, TransactionMeta,
+    ChangeBuffer, Chunk, Filter, Op, Position, TableName, TableProgress, TableSchema,
+    TransactionMeta,
 };
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -49,6 +50,8 @@ pub struct Copy {
     pub table: TableName,
     /// Whether the table has a key; one that gains or loses it is copied again.
     pub has_key: bool,
+    /// The rows that are read, beside what the table's own filter says; all if absent.
+    pub(super) only: Option<Filter>,
     /// The version that the next chunk's rows get.
     schema: RwLock<Arc<TableSchema>>,
     /// The pipeline does not want it any more.
@@ -70,8 +73,10 @@ impl Copy {
         base: Base,
         progress: &TableProgress,
         size: ChunkSize,
+        only: Option<Filter>,
     ) -> Self {
         Copy {
+            only,
             base: OnceLock::from(base),
             planner: Mutex::new(Planner::resume(&progress.chunks, size)),
             ..Self::exact(schema, size)
@@ -83,6 +88,7 @@ impl Copy {
         Copy {
             table: schema.table.clone(),
             has_key: schema.has_key(),
+            only: None,
             schema: RwLock::new(schema),
             cancelled: AtomicBool::new(false),
             waiting: AtomicBool::new(false),

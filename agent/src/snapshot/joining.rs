@@ -6,7 +6,7 @@
 //! and its files are removed like those of any dead writer.
 
 use super::sharing::FILES_EACH;
-use super::{Base, ChunkSize, Copy, Message, Pace, Workers};
+use super::{Base, ChunkSize, Copy, Gate, Message, Pace, Workers};
 use crate::crash::CrashPoints;
 use crate::latest::newest;
 use crate::settings::Settings;
@@ -163,6 +163,8 @@ impl Joining {
             pace: Arc::new(Pace::new(
                 self.settings.workers,
                 self.settings.max_source_rows_per_second,
+                // The owner offers nothing while its own copies wait.
+                Gate::default(),
             )),
             messages,
             tasks: JoinSet::new(),
