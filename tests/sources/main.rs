@@ -29,6 +29,7 @@ mod postgres_goldens;
 mod postgres_joining;
 mod postgres_limits;
 mod postgres_partial;
+mod postgres_partitions;
 mod postgres_positions;
 mod postgres_roundtrip;
 mod postgres_schemas;

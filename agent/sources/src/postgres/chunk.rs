@@ -41,8 +41,29 @@ pub struct PostgresReader {
     copy: Option<Copy>,
     /// A statement was abandoned while it ran.
     broken: bool,
-    /// Whether a table's key can be split into ranges, of the table asked last.
-    ranged: Option<(Arc<TableSchema>, bool)>,
+    /// How the table that was asked for last is read.
+    ways: Option<(Arc<TableSchema>, Way)>,
+}
+
+/// How a table is read.
+#[derive(Debug, Clone, Copy)]
+struct Way {
+    /// Ranges of its key can be compared here.
+    ranged: bool,
+    /// Its rows are its partitions'.
+    partitioned: bool,
+}
+
+/// A table that was found to have the schema that its rows will have.
+struct Compared {
+    columns: Vec<(String, Mapped)>,
+    partitioned: bool,
+}
+
+/// What a table's own rows, or its partitions', are selected from.
+fn from(table: &TableName, partitioned: bool) -> String {
+    let only = if partitioned { "" } else { "ONLY " };
+    format!("{only}{}", table_ident(table))
 }
 
 impl PostgresReader {
@@ -56,7 +77,7 @@ impl PostgresReader {
             exact: None,
             copy: None,
             broken: false,
-            ranged: None,
+            ways: None,
         })
     }
 
@@ -112,19 +133,23 @@ impl PostgresReader {
         }
     }
 
-    /// Whether ranges of the table's key can be compared here.
-    async fn is_ranged(&mut self, schema: &Arc<TableSchema>) -> Result<bool> {
-        if let Some((asked, ranged)) = &self.ranged
+    /// How the table is read.
+    async fn way(&mut self, schema: &Arc<TableSchema>) -> Result<Way> {
+        if let Some((asked, way)) = &self.ways
             && Arc::ptr_eq(asked, schema)
         {
-            return Ok(*ranged);
+            return Ok(*way);
         }
-        let columns = self.compare(schema).await?;
-        let ranged = columns
-            .iter()
-            .all(|(name, m)| m.ranged || !schema.key.contains(name));
-        self.ranged = Some((schema.clone(), ranged));
-        Ok(ranged)
+        let compared = self.compare(schema).await?;
+        let way = Way {
+            ranged: compared
+                .columns
+                .iter()
+                .all(|(name, m)| m.ranged || !schema.key.contains(name)),
+            partitioned: compared.partitioned,
+        };
+        self.ways = Some((schema.clone(), way));
+        Ok(way)
     }
 
     async fn begin(&mut self, isolation: &str, table: &TableName) -> Result<()> {
@@ -140,10 +165,10 @@ impl PostgresReader {
     }
 
     /// The columns with how to read them, if the table has the schema.
-    async fn compare(&self, schema: &TableSchema) -> Result<Vec<(String, Mapped)>> {
+    async fn compare(&self, schema: &TableSchema) -> Result<Compared> {
         let table = &schema.table;
         let changed = |why: &str| Error::drift(table, format!("is not as it was: {why}"));
-        let oid = catalog::table_oid(&self.client, table)
+        let (oid, partitioned) = catalog::table_oid(&self.client, table)
             .await?
             .ok_or_else(|| changed("it does not exist any more"))?;
         if Identity::held(schema).is_some_and(|held| held.oid != oid) {
@@ -176,9 +201,13 @@ impl PostgresReader {
             });
             selected.push((c.name.clone(), mapped));
         }
+        let compared = Compared {
+            columns: selected,
+            partitioned,
+        };
         match schema.evolve(0, &specs, &schema.key, i32::MAX - 4096, mapping::retains) {
-            Evolution::Same => Ok(selected),
-            Evolution::Next(next) if unnumbered(schema) == unnumbered(&next) => Ok(selected),
+            Evolution::Same => Ok(compared),
+            Evolution::Next(next) if unnumbered(schema) == unnumbered(&next) => Ok(compared),
             Evolution::Next(_) => Err(changed("columns were added, dropped, renamed or widened")),
             Evolution::Recopy(why) => Err(changed(&why)),
         }
@@ -195,7 +224,8 @@ impl PostgresReader {
             .client
             .query_one(
                 "SELECT coalesce(max(pg_relation_size(reltoastrelid)), 0) > 0 FROM pg_class
-                  WHERE oid = to_regclass($1) AND reltoastrelid <> 0",
+                  WHERE reltoastrelid <> 0 AND (oid = to_regclass($1)
+                        OR oid IN (SELECT relid FROM pg_partition_tree(to_regclass($1))))",
                 &[&table_ident(table)],
             )
             .await
@@ -234,7 +264,10 @@ impl PostgresReader {
             self.reset().await?;
             self.begin("READ COMMITTED", &schema.table).await?;
         }
-        let selected = self.compare(schema).await?;
+        let Compared {
+            columns: selected,
+            partitioned,
+        } = self.compare(schema).await?;
         let limit = self.shared.options.value_bytes;
         // Two expressions a column at most, of the 1,664 that a statement may have.
         let guarded = selected.len() <= 800 && self.holds_long_values(&schema.table).await?;
@@ -254,9 +287,9 @@ impl PostgresReader {
         }
         list.append(&mut sizes);
         let sql = format!(
-            "COPY (SELECT {} FROM ONLY {}{}) TO STDOUT (FORMAT binary)",
+            "COPY (SELECT {} FROM {}{}) TO STDOUT (FORMAT binary)",
             list.join(", "),
-            table_ident(&schema.table),
+            from(&schema.table, partitioned),
             self.carried(schema, chunk, only)?,
         );
         let stream = self
@@ -340,11 +373,15 @@ fn comparison(key: &[(&str, &str)], operator: &str, bound: &[String]) -> Result<
     if let ([name], [value]) = (names.as_slice(), values.as_slice()) {
         return Ok(format!("{name} {operator} {value}"));
     }
-    Ok(format!(
-        "({}) {operator} ({})",
-        names.join(", "),
-        values.join(", ")
-    ))
+    let row = format!("({}) {operator} ({})", names.join(", "), values.join(", "));
+    // Partitions are chosen by single columns alone; the first one's order is the row's.
+    Ok(match (names.first(), values.first()) {
+        (Some(name), Some(value)) => format!(
+            "{row} AND {name} {}= {value}",
+            operator.trim_end_matches('=')
+        ),
+        _ => row,
+    })
 }
 
 /// An error of a statement on one table: what is wrong with the table stops it alone.
@@ -423,16 +460,17 @@ impl ChunkReader for PostgresReader {
             return Ok(Some(chunk));
         }
         self.reset().await?;
-        if !self.is_ranged(schema).await? {
+        let way = self.way(schema).await?;
+        if !way.ranged {
             return Ok(Some(chunk));
         }
         let key = self.key_columns(schema)?;
         let names: Vec<String> = key.iter().map(|(name, _)| ident(name)).collect();
         let texts: Vec<String> = names.iter().map(|n| format!("format('%s', {n})")).collect();
         let sql = format!(
-            "SELECT {} FROM ONLY {}{} ORDER BY {} OFFSET {} LIMIT 1",
+            "SELECT {} FROM {}{} ORDER BY {} OFFSET {} LIMIT 1",
             texts.join(", "),
-            table_ident(&schema.table),
+            from(&schema.table, way.partitioned),
             self.condition(schema, &chunk)?,
             names.join(", "),
             rows.max(1) - 1,

@@ -23,6 +23,7 @@ mod filter;
 mod lsn;
 pub(crate) mod mapping;
 mod names;
+mod partitions;
 pub(crate) mod relation;
 mod replication;
 mod schema;
