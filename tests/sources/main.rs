@@ -25,6 +25,7 @@ mod mysql_types;
 mod mysql_values;
 mod postgres_breadth;
 mod postgres_changes;
+mod postgres_chunks;
 mod postgres_goldens;
 mod postgres_joining;
 mod postgres_limits;
