@@ -15,6 +15,7 @@ mod documented_types;
 mod mysql_changes;
 mod mysql_goldens;
 mod mysql_images;
+mod mysql_keys;
 mod mysql_large;
 mod mysql_logins;
 mod mysql_prepared;

@@ -41,7 +41,7 @@ use std::time::{Duration, Instant};
 
 mod range;
 
-use range::{KeyColumn, Side, key_columns, range};
+use range::{Keys, Side};
 
 /// How long one wait for a lock or a visible state may take.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -232,19 +232,17 @@ impl Reader {
             }
         };
         let columns: Vec<String> = schema.columns.iter().zip(values).map(column).collect();
+        let keys = Keys::of(table, schema, self.server.flavor)?;
+        let whole = chunk.after.is_none() && chunk.through.is_none();
         let mut sql = format!(
             "SELECT {} FROM {}{}",
             columns.join(", "),
             qualified(&schema.table),
-            hint(table, schema)
+            if whole { String::new() } else { keys.hint() }
         );
-        let keys = key_columns(table, schema)?;
         let bounds = [
-            chunk.after.as_ref().map(|b| range(&keys, b, Side::After)),
-            chunk
-                .through
-                .as_ref()
-                .map(|b| range(&keys, b, Side::Through)),
+            chunk.after.as_ref().map(|b| keys.range(b, Side::After)),
+            chunk.through.as_ref().map(|b| keys.range(b, Side::Through)),
         ];
         let mut bounds: Vec<String> = bounds.into_iter().flatten().collect::<Result<_>>()?;
         let own = self.server.options.tables.get(&schema.table);
@@ -298,15 +296,6 @@ impl FilterDialect for Dialect {
 
 fn qualified(table: &TableName) -> String {
     format!("{}.{}", identifier(&table.schema), identifier(&table.name))
-}
-
-/// A key of the user's choice has an index of a name that only the server knows.
-fn hint(table: &SourceTable, schema: &TableSchema) -> &'static str {
-    if !schema.key.is_empty() && table.primary_key == schema.key {
-        " FORCE INDEX (PRIMARY)"
-    } else {
-        ""
-    }
 }
 
 async fn lock(c: &mut Connection, name: &str) -> Result<()> {
@@ -410,28 +399,18 @@ impl ChunkReader for Reader {
             },
         };
         let table = self.checked(schema).await?;
-        let keys = key_columns(&table, schema)?;
-        let list = |f: fn(&KeyColumn) -> &String| {
-            keys.iter().map(f).cloned().collect::<Vec<_>>().join(", ")
-        };
-        let mut sql = format!(
-            "SELECT {} FROM {}{}",
-            list(|k| &k.selected),
-            qualified(&schema.table),
-            hint(&table, schema)
-        );
-        if let Some(b) = &lower {
-            sql.push_str(&format!(" WHERE {}", range(&keys, b, Side::After)?));
+        let keys = Keys::of(&table, schema, self.server.flavor)?;
+        if !keys.divisible() {
+            return Ok(after.is_none().then_some(Chunk {
+                id,
+                after: None,
+                through: None,
+            }));
         }
-        let offset = rows.max(1) - 1;
-        sql.push_str(&format!(
-            " ORDER BY {} LIMIT 1 OFFSET {offset}",
-            list(|k| &k.name)
-        ));
-        let rows = self.connection().await?.query(&sql).await?;
-        let through = rows
-            .first()
-            .map(|r| (0..keys.len()).map(|i| r.text(i)).collect());
+        let sql = keys.bound_sql(&qualified(&schema.table), lower.as_ref(), rows)?;
+        let found = self.connection().await?.query(&sql).await?;
+        let bound = found.first().map(|r| keys.bound(r, lower.as_ref()));
+        let through = bound.transpose()?;
         Ok(Some(Chunk {
             id,
             after: lower,

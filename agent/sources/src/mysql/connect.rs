@@ -86,11 +86,12 @@ impl Server {
 
 /// The settings that decide what values look like and how long a slow reader is waited for.
 ///
-/// `sql_mode` without strictness or NO_ZERO_DATE: zero dates can be read and compared.
+/// `sql_mode` without strictness or NO_ZERO_DATE, and with ALLOW_INVALID_DATES: every date that
+/// a table can hold can be read and compared.
 async fn session(c: &mut dyn Ask) -> Result<()> {
     for sql in [
         "SET NAMES utf8mb4",
-        "SET SESSION time_zone = '+00:00', sql_mode = '', autocommit = 1, \
+        "SET SESSION time_zone = '+00:00', sql_mode = 'ALLOW_INVALID_DATES', autocommit = 1, \
          net_write_timeout = 3600, net_read_timeout = 3600, wait_timeout = 86400",
         "SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ",
     ] {
