@@ -47,6 +47,8 @@ pub struct Pipeline<'p> {
     next_column_ids: HashMap<TableName, i32>,
     /// The copies under way, as the next commit describes them.
     copies: HashMap<TableName, SnapshotEntry>,
+    /// Rows and bytes of tables, as far as the source knows.
+    estimates: HashMap<TableName, (u64, u64)>,
     /// The copies that workers have; messages of any other are late.
     active: HashMap<TableName, Arc<Copy>>,
     /// Copies that met a table of another shape: what was different, and the position
@@ -117,6 +119,7 @@ impl<'p> Pipeline<'p> {
             schemas: recovered.schemas,
             next_column_ids: recovered.next_column_ids,
             copies: HashMap::new(),
+            estimates: HashMap::new(),
             active: HashMap::new(),
             drifted: HashMap::new(),
             awaiting_live: HashMap::new(),
@@ -147,6 +150,7 @@ impl<'p> Pipeline<'p> {
         let mark = self.parts.source.catalog_mark().await?;
         let discovery = renewal::discover(self.parts.source.clone(), self.held()).await?;
         self.carried = discovery.found.iter().map(|t| t.table.clone()).collect();
+        self.note_estimates(&discovery.found);
         let copies = self.resume_copies();
         let tracked = self.tracked();
         let from = self.state.through.position.clone();
@@ -528,10 +532,8 @@ impl<'p> Pipeline<'p> {
             staging: self.staging.clone(),
             rules: self.parts.rules.clone(),
             copies,
-            chunk_rows: s.chunk_rows,
             buffer_bytes: s.worker_buffer_bytes,
-            file_bytes: s.file_bytes,
-            file_age: s.max_delay / 2,
+            files: s.copy_files,
             pace: self.pace.clone(),
             board: self.parts.board.clone(),
             crash: self.parts.crash.clone(),

@@ -1,5 +1,6 @@
 //! What an attempt needs to know besides its parts: the configuration as the pipeline uses it.
 
+use crate::snapshot::{FileLimits, SizeLimits};
 use caudal_sinks::WriterOptions;
 use std::time::Duration;
 
@@ -40,12 +41,12 @@ pub struct Settings {
     pub max_bytes: usize,
     /// Bytes that the log's rows may take before they go to an encoder.
     pub buffer_bytes: usize,
-    /// Rows that a chunk aims at.
-    pub chunk_rows: u64,
+    /// How many rows chunks have.
+    pub chunks: SizeLimits,
     /// Bytes that a reader of chunks gathers before they go to an encoder.
     pub worker_buffer_bytes: usize,
-    /// Files are finished at this size (bytes in memory).
-    pub file_bytes: usize,
+    /// When the files of a copy are finished.
+    pub copy_files: FileLimits,
     /// A position without changes is committed this often.
     pub idle_commit: Duration,
     /// How often the source is asked how far it has got.

@@ -7,15 +7,19 @@
 //! need no lock and no common moment. A table without a key is one chunk of one
 //! exact read, and the tail leaves out what that read saw (INV-6).
 //!
-//! A chunk becomes part of the lake whole or not at all: its rows are uploaded
+//! A chunk becomes part of the lake whole or not at all: its rows are encoded
 //! while it is read, and named by a commit only when it is complete. So a row is
 //! never in the lake twice with the same `_seq`.
 
 mod copy;
+mod files;
 mod pace;
+mod size;
 
 pub use copy::{Base, Copy, begin_copy};
+pub use files::FileLimits;
 pub use pace::Pace;
+pub use size::{ChunkSize, SizeLimits};
 
 use crate::crash::{self, CrashPoints};
 use crate::staging::Staging;
@@ -23,9 +27,10 @@ use crate::status::StatusBoard;
 use caudal_model::{
     ChangeBuffer, Chunk, Class, Error, Kind, Position, Result, Rules, TableSchema, TransactionMeta,
 };
-use caudal_sinks::{FileEntry, FileWriter};
+use caudal_sinks::FileEntry;
 use caudal_sources::{ChunkEvent, ChunkReader, Source};
 use copy::Planner;
+use files::{Complete, Gathered, Lost};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -94,14 +99,10 @@ pub struct Workers {
     pub rules: Arc<Rules>,
     /// The tables to copy, in the order in which they are begun.
     pub copies: Vec<Arc<Copy>>,
-    /// Rows that a chunk aims at.
-    pub chunk_rows: u64,
     /// Bytes that a worker gathers before it hands rows to the encoder.
     pub buffer_bytes: usize,
-    /// A worker's file is finished at this size (bytes in memory)…
-    pub file_bytes: usize,
-    /// …or after this time.
-    pub file_age: Duration,
+    /// When files are finished.
+    pub files: FileLimits,
     /// What all workers of the stream share, whichever tables they were begun for.
     pub pace: Arc<Pace>,
     /// For the progress display.
@@ -116,17 +117,8 @@ struct Job {
     copy: Arc<Copy>,
     schema: Arc<TableSchema>,
     chunk: Chunk,
-}
-
-/// A file under construction, with the chunks that it will complete.
-struct OpenFile {
-    copy: Arc<Copy>,
-    schema: Arc<TableSchema>,
-    writer: Option<FileWriter>,
-    bytes: usize,
-    files: Vec<FileEntry>,
-    chunks: Vec<Chunk>,
-    since: Instant,
+    /// Rows that the chunk was planned with; more than any for one that was planned before.
+    planned_rows: u64,
 }
 
 impl Workers {
@@ -143,10 +135,10 @@ impl Workers {
 
     async fn work_until_done(&self) -> Result<()> {
         let mut reader: Option<Box<dyn ChunkReader>> = None;
-        let mut file: Option<OpenFile> = None;
+        let mut gathered: Option<Gathered> = None;
         let mut failures = 0;
         loop {
-            match self.step(&mut reader, &mut file).await {
+            match self.step(&mut reader, &mut gathered).await {
                 Ok(true) => failures = 0,
                 Ok(false) => return Ok(()),
                 Err(Stop::Retry(e)) if failures < 5 => {
@@ -167,75 +159,96 @@ impl Workers {
     async fn step(
         &self,
         reader: &mut Option<Box<dyn ChunkReader>>,
-        file: &mut Option<OpenFile>,
+        gathered: &mut Option<Gathered>,
     ) -> Result<bool, Stop> {
         if reader.is_none() {
             *reader = Some(self.source.open_reader(false).await?);
         }
         let Some(job) = self.next_job(reader).await? else {
-            if let Some(f) = file.take() {
-                self.report(f).await?;
+            if let Some(g) = gathered.take() {
+                self.hand_over(g, false).await?;
             }
             // Another worker's chunk may yet come back as a gap.
-            return Ok(self.wait_for_others().await);
+            return self.wait_for_others().await;
         };
-        if file.as_ref().is_some_and(|f| {
-            !Arc::ptr_eq(&f.copy, &job.copy) || !Arc::ptr_eq(&f.schema, &job.schema)
-        }) && let Some(f) = file.take()
-            && let Err(stop) = self.report(f).await
+        if !gathered
+            .as_ref()
+            .is_some_and(|g| g.is_of(&job.copy, &job.schema))
+            && let Some(g) = gathered.take()
+            && let Err(stop) = self.hand_over(g, false).await
         {
             return Err(self.give_back_job(job, stop).await);
         }
-        let open = file.get_or_insert_with(|| OpenFile {
-            copy: job.copy.clone(),
-            schema: job.schema.clone(),
-            writer: None,
-            bytes: 0,
-            files: Vec::new(),
-            chunks: Vec::new(),
-            since: Instant::now(),
-        });
         // Copies that begin later bring workers of their own, and no more reads at a time.
-        let turn = self.pace.turn().await;
-        let read = self.read_chunk(reader, &job, open).await;
+        let turn = tokio::time::timeout(self.files.file_age, self.pace.turn()).await;
+        let turn = match turn {
+            Ok(turn) => turn,
+            Err(_) => {
+                // What is read already does not wait for what may take hours.
+                if let Some(g) = gathered.take()
+                    && let Err(stop) = self.hand_over(g, true).await
+                {
+                    return Err(self.give_back_job(job, stop).await);
+                }
+                self.pace.turn().await
+            }
+        };
+        let into =
+            gathered.get_or_insert_with(|| Gathered::new(job.copy.clone(), job.schema.clone()));
+        let read = self.read_chunk(reader, &job, into).await;
         drop(turn);
         if let Err(stop) = read {
-            // Rows of the unfinished chunk may be in the file, so the file goes,
-            // and the chunks that it held are read again.
-            if let Some(mut f) = file.take() {
-                f.chunks.push(job.chunk);
-                self.give_back(f).await;
+            // Rows of the unfinished chunk are among the others, so they go,
+            // and the chunks that they were of are read again.
+            if let Some(g) = gathered.take() {
+                self.give_back(&job.copy, g.abandon().await).await;
             }
-            return match stop {
-                Stop::Retry(e) if e.class() == Class::Data => {
-                    self.give_up(&job.copy, job.schema.version, e).await?;
-                    Ok(true)
-                }
-                // The exact read ended with its connection: only a new copy is exact again.
-                Stop::Retry(e) if !job.copy.has_key => Err(Stop::Fail(e)),
-                Stop::Unwanted => {
-                    // The connection is in the middle of a chunk.
-                    *reader = None;
-                    Ok(true)
-                }
-                other => Err(other),
-            };
+            return self.after_failure(reader, job, stop).await;
         }
-        if let Some(open) = file.as_mut() {
-            open.chunks.push(job.chunk);
-            let full = open.bytes >= self.file_bytes || open.since.elapsed() >= self.file_age;
-            let last = self.nothing_left(&open.copy).await;
-            if (full || last || !open.copy.has_key)
-                && let Some(f) = file.take()
+        if let Some(g) = gathered.as_mut() {
+            g.chunks.push(job.chunk);
+            if (g.is_due(&self.files) || self.nothing_left(&g.copy).await)
+                && let Some(g) = gathered.take()
             {
-                if !f.copy.has_key {
+                if !g.copy.has_key {
                     // Exact reads have a connection of their own kind.
                     *reader = None;
                 }
-                self.report(f).await?;
+                self.hand_over(g, false).await?;
             }
         }
         Ok(true)
+    }
+
+    /// What becomes of a chunk that was not read to its end.
+    async fn after_failure(
+        &self,
+        reader: &mut Option<Box<dyn ChunkReader>>,
+        job: Job,
+        stop: Stop,
+    ) -> Result<bool, Stop> {
+        let mut p = job.copy.planner.lock().await;
+        match &stop {
+            Stop::Retry(e) if e.kind() == Kind::Timeout && job.copy.has_key => {
+                p.timed_out(job.chunk);
+            }
+            _ => p.give_back(job.chunk, job.copy.has_key),
+        }
+        drop(p);
+        match stop {
+            Stop::Retry(e) if e.class() == Class::Data => {
+                self.give_up(&job.copy, job.schema.version, e).await?;
+                Ok(true)
+            }
+            // The exact read ended with its connection: only a new copy is exact again.
+            Stop::Retry(e) if !job.copy.has_key => Err(Stop::Fail(e)),
+            Stop::Unwanted => {
+                // The connection is in the middle of a chunk.
+                *reader = None;
+                Ok(true)
+            }
+            other => Err(other),
+        }
     }
 
     /// The next chunk of the first table that has one, planned if need be.
@@ -253,6 +266,7 @@ impl Workers {
             }
             let schema = copy.schema();
             let mut chunk = p.gaps.pop_front();
+            let mut planned_rows = u64::MAX;
             if chunk.is_none() && !p.exhausted {
                 if let Err(stop) = self.begin_copy(copy, reader).await {
                     if let Stop::Retry(e) = stop {
@@ -268,7 +282,8 @@ impl Workers {
                 let Some(r) = reader.as_mut() else {
                     return Err(Stop::Gone);
                 };
-                match r.plan(&schema, p.cursor.as_ref(), self.chunk_rows).await {
+                planned_rows = p.size.rows();
+                match r.plan(&schema, p.cursor.as_ref(), planned_rows).await {
                     Ok(Some(c)) => {
                         p.exhausted = c.through.is_none();
                         p.planned = p.planned.max(c.id);
@@ -296,6 +311,7 @@ impl Workers {
                     copy: copy.clone(),
                     schema,
                     chunk,
+                    planned_rows,
                 };
                 // A gap's copy began in an earlier run; its base is as visible as any.
                 return match self.begin_copy(copy, reader).await {
@@ -355,11 +371,12 @@ impl Workers {
         &self,
         reader: &mut Option<Box<dyn ChunkReader>>,
         job: &Job,
-        file: &mut OpenFile,
+        into: &mut Gathered,
     ) -> Result<(), Stop> {
         let (Some(r), Some(base)) = (reader.as_mut(), job.copy.base.get()) else {
             return Err(Stop::Gone);
         };
+        let began = Instant::now();
         r.start(&job.schema, &job.chunk, None).await?;
         let mut buffer =
             ChangeBuffer::for_snapshot(base.seq, self.buffer_bytes).with_rules(self.rules.clone());
@@ -367,61 +384,57 @@ impl Workers {
             committed_at_us: now_us(),
             position: base.position.as_str().into(),
         });
+        let (mut rows, mut bytes) = (0, 0);
         loop {
             if job.copy.is_cancelled() {
                 return Err(Stop::Unwanted);
             }
             let event = r.next(&mut buffer).await?;
             for batch in buffer.take()? {
-                let rows = batch.rows.num_rows() as u64;
-                if file.writer.is_none() {
-                    file.writer = Some(self.staging.begin(&job.schema, None).await?);
-                }
-                if let Some(w) = file.writer.as_mut() {
-                    file.bytes += batch.bytes();
-                    w.write(batch).await?;
-                }
-                self.board.add_copied_rows(&job.copy.table, rows);
+                let n = batch.rows.num_rows() as u64;
+                rows += n;
+                bytes += batch.bytes() as u64;
+                into.write(batch, &self.staging, &self.files).await?;
+                self.board.add_copied_rows(&job.copy.table, n);
                 self.crash.reach(crash::CHUNK_STAGED)?;
-                self.pace.spend(rows).await;
+                self.pace.spend(n).await;
             }
-            match event {
-                ChunkEvent::Done => return Ok(()),
-                ChunkEvent::Full if file.bytes >= self.file_bytes => {
-                    // One chunk larger than a file: it becomes several, named together.
-                    if let Some(w) = file.writer.take() {
-                        file.files.push(w.finish().await?);
-                        file.bytes = 0;
-                    }
-                }
-                ChunkEvent::Full => {}
+            if matches!(event, ChunkEvent::Done) {
+                let mut p = job.copy.planner.lock().await;
+                p.size.read(job.planned_rows, rows, bytes, began.elapsed());
+                return Ok(());
             }
         }
     }
 
-    /// Finishes the file and hands its chunks over.
-    async fn report(&self, mut f: OpenFile) -> Result<(), Stop> {
-        if let Some(w) = f.writer.take() {
-            match w.finish().await {
-                Ok(entry) => f.files.push(entry),
-                Err(e) => {
-                    self.give_back(f).await;
-                    return Err(Stop::from(e));
-                }
+    /// Hands rows to the table's open file, and what is complete with them to the pipeline.
+    async fn hand_over(&self, g: Gathered, close: bool) -> Result<(), Stop> {
+        let copy = g.copy.clone();
+        match g.hand_over(&self.staging, &self.files, close).await {
+            Ok(done) => self.report(&copy, done).await,
+            Err(Lost { error, chunks }) => {
+                self.give_back(&copy, chunks).await;
+                Err(Stop::from(error))
             }
         }
+    }
+
+    async fn report(&self, copy: &Arc<Copy>, done: Complete) -> Result<(), Stop> {
+        if done.chunks.is_empty() {
+            return Ok(());
+        }
         self.crash.reach(crash::CHUNK_UPLOADED)?;
-        let mut p = f.copy.planner.lock().await;
-        let count = f.chunks.len() as u32;
+        let mut p = copy.planner.lock().await;
+        let count = done.chunks.len() as u32;
         let message = Message::Chunks {
-            copy: f.copy.clone(),
-            chunks: f.chunks,
-            files: f.files,
+            copy: copy.clone(),
+            chunks: done.chunks,
+            files: done.files,
             planned: p.planned,
         };
         self.send(message).await?;
         p.in_flight = p.in_flight.saturating_sub(count);
-        self.finish_copy(&f.copy, &mut p).await
+        self.finish_copy(copy, &mut p).await
     }
 
     /// Says `Done` once, when no chunk is left or under way.
@@ -438,14 +451,11 @@ impl Workers {
         .await
     }
 
-    /// Puts a lost file's chunks back.
-    async fn give_back(&self, f: OpenFile) {
-        if let Some(w) = f.writer {
-            w.abort().await;
-        }
-        let mut p = f.copy.planner.lock().await;
-        for chunk in f.chunks {
-            p.give_back(chunk, f.copy.has_key);
+    /// Puts chunks back whose rows were lost.
+    async fn give_back(&self, copy: &Copy, chunks: Vec<Chunk>) {
+        let mut p = copy.planner.lock().await;
+        for chunk in chunks {
+            p.give_back(chunk, copy.has_key);
         }
     }
 
@@ -494,14 +504,30 @@ impl Workers {
     }
 
     /// Whether a table is not over yet; waits a little, for its last chunks may come back.
-    async fn wait_for_others(&self) -> bool {
+    async fn wait_for_others(&self) -> Result<bool, Stop> {
+        let mut waits = false;
         for copy in self.copies.iter().filter(|c| !c.is_cancelled()) {
-            if !copy.planner.lock().await.over {
-                tokio::time::sleep(Duration::from_millis(100)).await;
-                return true;
+            if copy.planner.lock().await.over {
+                continue;
+            }
+            waits = true;
+            // Nobody may come to append to it for a long time.
+            let old = copy.file.lock().await.take_if(|f| f.is_due(&self.files));
+            if let Some(file) = old {
+                let chunks = file.chunks.clone();
+                match file.finish().await {
+                    Ok(done) => self.report(copy, done).await?,
+                    Err(e) => {
+                        self.give_back(copy, chunks).await;
+                        return Err(Stop::from(e));
+                    }
+                }
             }
         }
-        false
+        if waits {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        Ok(waits)
     }
 
     async fn send(&self, message: Message) -> Result<(), Stop> {

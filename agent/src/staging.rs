@@ -7,7 +7,7 @@
 //! this process's own garbage and deleted by the next attempt.
 
 use caudal_model::{Result, TableSchema};
-use caudal_sinks::{CommitLog, FileId, FileWriter, Layout, WriterOptions};
+use caudal_sinks::{CommitLog, FileId, FileWriter, GroupWriter, Layout, WriterOptions};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -103,6 +103,11 @@ impl Staging {
             &self.options,
         )
         .await
+    }
+
+    /// Begins row groups of `schema`'s table that are of no file yet.
+    pub fn groups(&self, schema: &Arc<TableSchema>) -> GroupWriter {
+        GroupWriter::new(schema.clone(), &self.options)
     }
 
     /// These files are committed, or gone.

@@ -4,6 +4,7 @@ use crate::config::{self, Config, SourceKind};
 use crate::crash::CrashPoints;
 use crate::requests::Requests;
 use crate::settings::{OnChange, Settings, SnapshotMode};
+use crate::snapshot::{FileLimits, SizeLimits};
 use crate::status::StatusBoard;
 use crate::supervise::{self, Goal, Outcome, Parts};
 use caudal_checkpoints::RocksStore;
@@ -42,10 +43,26 @@ pub fn log(config: &Config, store: &Arc<dyn Store>) -> CommitLog {
     CommitLog::new(store.clone(), &config.stream.name)
 }
 
+/// Rows of a table's first chunk, if nothing else is said.
+const FIRST_CHUNK_ROWS: u64 = 100_000;
+/// No chunk aims at more rows.
+const MOST_CHUNK_ROWS: u64 = 10_000_000;
+
+/// What decides over the size of chunks.
+pub fn chunk_sizes(config: &Config) -> SizeLimits {
+    let s = &config.snapshot;
+    SizeLimits {
+        first_rows: s.chunk_rows.unwrap_or(FIRST_CHUNK_ROWS),
+        most_rows: s.chunk_rows.unwrap_or(MOST_CHUNK_ROWS),
+        target: s.chunk_time,
+    }
+}
+
 fn settings(config: &Config) -> Settings {
     let bytes = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
     let workers = (config.snapshot.workers as usize).max(1);
     let memory = bytes(config.commit.memory);
+    let held_bytes = (memory / (4 * workers)).clamp(2 << 20, 64 << 20);
     Settings {
         mode: match config.snapshot.mode {
             config::SnapshotMode::Initial => SnapshotMode::Initial,
@@ -61,10 +78,15 @@ fn settings(config: &Config) -> Settings {
         max_delay: config.commit.max_delay,
         max_bytes: bytes(config.commit.max_bytes),
         buffer_bytes: (memory / 16).clamp(1 << 20, 32 << 20),
-        chunk_rows: config.snapshot.chunk_rows,
+        chunks: chunk_sizes(config),
         worker_buffer_bytes: (memory / (16 * workers)).clamp(1 << 20, 16 << 20),
         tick: Duration::from_millis(50),
-        file_bytes: bytes(config.commit.max_bytes),
+        copy_files: FileLimits {
+            file_bytes: bytes(config.sink.target_file_size),
+            file_age: config.commit.max_delay,
+            group_bytes: held_bytes / 2,
+            held_bytes,
+        },
         // PostgreSQL waits at its shutdown until a replica has confirmed what was sent.
         idle_commit: config.commit.max_delay.max(Duration::from_secs(10)),
         lag_every: Duration::from_secs(5),

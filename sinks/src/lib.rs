@@ -62,7 +62,7 @@ pub mod store;
 pub use entry::{FileEntry, Kind as EntryKind, LogEntry, SnapshotEntry, TableEntry};
 pub use layout::{FileId, Layout, Partition};
 pub use log::{CommitLog, CommitReceipt, Removed};
-pub use parquet::{Codec, FileWriter, PartitionBy, WriterOptions};
+pub use parquet::{Codec, FileWriter, GroupWriter, PartitionBy, RowGroup, WriterOptions};
 pub use store::local::LocalStore;
 pub use store::memory::{Fault, MemoryStore, Operation, OperationKind, StoreHook};
 pub use store::s3::S3Store;

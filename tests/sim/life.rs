@@ -4,6 +4,7 @@ use crate::lake;
 use async_trait::async_trait;
 use caudal::crash::CrashPoints;
 use caudal::settings::{OnChange, Settings, SnapshotMode};
+use caudal::snapshot::{FileLimits, SizeLimits};
 use caudal::status::StatusBoard;
 use caudal::supervise::{self, Goal, Outcome, Parts};
 use caudal_model::{Error, Kind, Result, TableName};
@@ -159,6 +160,23 @@ impl Life {
         self.dice.lock().unwrap().random_range(range)
     }
 
+    fn chunk_sizes(&self) -> SizeLimits {
+        SizeLimits {
+            first_rows: self.roll(1..8),
+            most_rows: self.roll(1..12),
+            target: Duration::from_millis(self.roll(1..20)),
+        }
+    }
+
+    fn file_limits(&self) -> FileLimits {
+        FileLimits {
+            file_bytes: self.roll(100..20_000) as usize,
+            file_age: Duration::from_millis(self.roll(1..40)),
+            group_bytes: self.roll(50..4000) as usize,
+            held_bytes: self.roll(100..4000) as usize,
+        }
+    }
+
     /// Commits one random transaction at the source.
     fn transaction(&mut self) {
         let mut dice = self.dice.lock().unwrap();
@@ -278,9 +296,9 @@ impl Life {
                 max_delay: Duration::from_millis(self.roll(1..40)),
                 max_bytes: self.roll(50..4000) as usize,
                 buffer_bytes: self.roll(50..2000) as usize,
-                chunk_rows: self.roll(1..8) as u64,
+                chunks: self.chunk_sizes(),
                 worker_buffer_bytes: self.roll(50..2000) as usize,
-                file_bytes: self.roll(100..4000) as usize,
+                copy_files: self.file_limits(),
                 idle_commit: Duration::from_millis(200),
                 lag_every: Duration::from_secs(1),
                 first_pause: Duration::from_millis(5),

@@ -30,6 +30,9 @@ pub enum Kind {
     Prerequisite,
     /// The source cannot be reached, or the connection broke.
     Source,
+    /// A statement ran into a time limit of the source: a smaller chunk may not;
+    /// always [`Class::Retryable`].
+    Timeout,
     /// The object store cannot be reached, or answered with an error.
     Store,
     /// The source no longer has the position (exit 3).
@@ -58,6 +61,7 @@ impl Kind {
             Kind::Config => "config",
             Kind::Prerequisite => "prerequisite",
             Kind::Source => "source",
+            Kind::Timeout => "timeout",
             Kind::Store => "store",
             Kind::PositionLost => "position_lost",
             Kind::Fenced => "fenced",

@@ -94,6 +94,7 @@ pub fn exit_code(error: &Error) -> u8 {
         Kind::Bug => 70,
         Kind::Prerequisite
         | Kind::Source
+        | Kind::Timeout
         | Kind::Store
         | Kind::Data
         | Kind::Drift

@@ -3,6 +3,7 @@
 use super::code;
 use super::output::{Output, align, bytes, grouped};
 use crate::config::Config;
+use crate::snapshot::{ChunkSize, SizeLimits};
 use caudal_model::{Finding, LakeType, Result, Severity, TableName};
 use caudal_sources::DiscoveredTable;
 use serde::Serialize;
@@ -32,11 +33,12 @@ struct Column<'a> {
 }
 
 /// The chunks that a copy would take: one without a key, which is read in one go (INV-6).
-fn chunks(table: &DiscoveredTable, chunk_rows: u64) -> u64 {
+fn chunks(table: &DiscoveredTable, limits: SizeLimits) -> u64 {
     if table.key.is_empty() {
         1
     } else {
-        table.estimated_rows.div_ceil(chunk_rows.max(1)).max(1)
+        let size = ChunkSize::first(limits, table.estimated_rows, table.estimated_bytes);
+        table.estimated_rows.div_ceil(size.rows()).max(1)
     }
 }
 
@@ -59,12 +61,13 @@ pub(super) async fn execute(config: &Config, output: &Output) -> Result<u8> {
 }
 
 fn document<'a>(config: &'a Config, tables: &'a [DiscoveredTable]) -> Document<'a> {
+    let limits = crate::start::chunk_sizes(config);
     let table = |t: &'a DiscoveredTable| Table {
         table: &t.table,
         estimated_rows: t.estimated_rows,
         estimated_bytes: t.estimated_bytes,
         key: &t.key,
-        chunks: chunks(t, config.snapshot.chunk_rows),
+        chunks: chunks(t, limits),
         columns: t
             .columns
             .iter()
@@ -86,6 +89,7 @@ fn render(config: &Config, output: &Output, tables: &[DiscoveredTable]) -> Strin
     if tables.is_empty() {
         return "no table matches tables.include and tables.exclude\n".to_owned();
     }
+    let limits = crate::start::chunk_sizes(config);
     let rows: Vec<Vec<String>> = tables
         .iter()
         .map(|t| {
@@ -93,7 +97,7 @@ fn render(config: &Config, output: &Output, tables: &[DiscoveredTable]) -> Strin
                 t.table.to_string(),
                 grouped(t.estimated_rows),
                 bytes(t.estimated_bytes),
-                grouped(chunks(t, config.snapshot.chunk_rows)),
+                grouped(chunks(t, limits)),
                 if t.key.is_empty() {
                     "none".to_owned()
                 } else {

@@ -341,6 +341,16 @@ fn amounts(c: &mut Checker<'_>) {
         format!("must be {} or more", units::print_size(MIN_MEMORY)),
     );
     c.refuse_if(
+        c.config.snapshot.chunk_time < Duration::from_millis(10),
+        "snapshot.chunk_time",
+        "must be 10ms or more",
+    );
+    c.refuse_if(
+        c.config.sink.target_file_size < MIB,
+        "sink.target_file_size",
+        "must be 1MiB or more",
+    );
+    c.refuse_if(
         commit.max_bytes < MIB,
         "commit.max_bytes",
         "must be 1MiB or more",

@@ -190,9 +190,14 @@ pub struct SnapshotSection {
     /// Chunks read at the same time, each through a connection of its own.
     #[schemars(range(min = 1, max = 64))]
     pub workers: u32,
-    /// Rows that a chunk aims at.
+    /// Most rows of a chunk. Without it, chunks begin with 100,000 rows (fewer where rows
+    /// are wide) and grow and shrink towards `chunk_time`.
     #[schemars(range(min = 100, max = 100000000))]
-    pub chunk_rows: u64,
+    pub chunk_rows: Option<u64>,
+    /// Time that reading a chunk aims at: each is one short transaction at the source.
+    #[serde(with = "units::duration")]
+    #[schemars(with = "DurationText")]
+    pub chunk_time: Duration,
     /// Limit on the rows that snapshots read from the source in a second; 0 is no limit.
     #[schemars(range(min = 0, max = 9223372036854775807u64))]
     pub max_source_rows_per_second: u64,
@@ -203,7 +208,8 @@ impl Default for SnapshotSection {
         SnapshotSection {
             mode: SnapshotMode::Initial,
             workers: 4,
-            chunk_rows: 100_000,
+            chunk_rows: None,
+            chunk_time: Duration::from_secs(2),
             max_source_rows_per_second: 0,
         }
     }
@@ -287,10 +293,18 @@ pub struct SinkSection {
     /// Compression of the files.
     #[serde(default)]
     pub compression: Compression,
+    /// Size that a copy's files are finished at, if `commit.max_delay` has not passed before.
+    #[serde(default = "quarter_gigabyte", with = "units::size")]
+    #[schemars(with = "SizeText")]
+    pub target_file_size: u64,
     /// How long folded change files are kept.
     #[serde(default = "thirty_days", with = "units::duration")]
     #[schemars(with = "DurationText")]
     pub retain_changes: Duration,
+}
+
+fn quarter_gigabyte() -> u64 {
+    256 << 20
 }
 
 pub(super) fn thirty_days() -> Duration {

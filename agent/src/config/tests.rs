@@ -135,7 +135,7 @@ fn the_defaults_are_the_documented_ones() {
     assert_eq!(small.http_listen(), Some("127.0.0.1:9464"));
     assert_eq!(
         (small.snapshot.workers, small.snapshot.chunk_rows),
-        (4, 100_000)
+        (4, None)
     );
     assert!(!small.store_options().path_style);
     let options = small.source_options().unwrap();

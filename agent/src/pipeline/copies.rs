@@ -5,7 +5,7 @@ use super::renewal::problem;
 use super::{ExactRequest, Pipeline};
 use crate::epoch::OpenEpoch;
 use crate::settings::SnapshotMode;
-use crate::snapshot::{self, Base, Copy};
+use crate::snapshot::{self, Base, ChunkSize, Copy};
 use caudal_model::schema::Evolution;
 use caudal_model::{
     Error, Finding, Position, Result, Severity, TableName, TableProgress, TableSchema, TableState,
@@ -95,6 +95,17 @@ impl Pipeline<'_> {
         copies
     }
 
+    pub(super) fn note_estimates(&mut self, found: &[DiscoveredTable]) {
+        let sizes = found.iter();
+        let sizes = sizes.map(|t| (t.table.clone(), (t.estimated_rows, t.estimated_bytes)));
+        self.estimates = sizes.collect();
+    }
+
+    fn chunk_size(&self, table: &TableName) -> ChunkSize {
+        let (rows, bytes) = self.estimates.get(table).copied().unwrap_or_default();
+        ChunkSize::first(self.parts.settings.chunks, rows, bytes)
+    }
+
     fn begin_keyed(
         &mut self,
         schema: Arc<TableSchema>,
@@ -105,7 +116,8 @@ impl Pipeline<'_> {
         let table = schema.table.clone();
         let entry = copy_entry(number, base.seq, base.position.clone(), None);
         self.copies.insert(table.clone(), entry);
-        let copy = Arc::new(Copy::keyed(schema, base, progress));
+        let size = self.chunk_size(&table);
+        let copy = Arc::new(Copy::keyed(schema, base, progress, size));
         self.active.insert(table, copy.clone());
         copy
     }
@@ -119,6 +131,7 @@ impl Pipeline<'_> {
         tail: &mut dyn Tail,
     ) -> Result<Vec<Arc<Copy>>> {
         self.carried = found.iter().map(|t| t.table.clone()).collect();
+        self.note_estimates(&found);
         found.sort_by_key(|t| t.estimated_rows);
         let mut copies = Vec::new();
         for t in &found {
@@ -180,7 +193,7 @@ impl Pipeline<'_> {
             return None;
         }
         if !schema.has_key() {
-            let copy = Arc::new(Copy::exact(schema));
+            let copy = Arc::new(Copy::exact(schema, self.chunk_size(&table)));
             self.active.insert(table, copy.clone());
             return Some(copy);
         }

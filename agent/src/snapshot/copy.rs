@@ -1,6 +1,8 @@
 //! One table's copy: what is left to read, and what its rows are numbered with.
 
+use super::files::CopyFile;
 use super::now_us;
+use super::size::ChunkSize;
 use caudal_model::{
     ChangeBuffer, Chunk, Op, Position, TableName, TableProgress, TableSchema, TransactionMeta,
 };
@@ -18,7 +20,7 @@ pub struct Base {
     pub position: Position,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Planner {
     /// Ranges between finished chunks that a crash left unread.
     pub(super) gaps: VecDeque<Chunk>,
@@ -30,6 +32,8 @@ pub(super) struct Planner {
     pub(super) planned: u32,
     /// `Done` was sent, or the table failed.
     pub(super) over: bool,
+    /// How many rows the next chunk has.
+    pub(super) size: ChunkSize,
 }
 
 /// One table being copied.
@@ -49,20 +53,27 @@ pub struct Copy {
     pub(super) base: OnceLock<Base>,
     pub(super) visible: OnceCell<()>,
     pub(super) planner: Mutex<Planner>,
+    /// What the workers' row groups are appended to; locked before the planner, never after it.
+    pub(super) file: Mutex<Option<CopyFile>>,
 }
 
 impl Copy {
     /// A copy with a key, from what earlier runs have finished.
-    pub fn keyed(schema: Arc<TableSchema>, base: Base, progress: &TableProgress) -> Self {
+    pub fn keyed(
+        schema: Arc<TableSchema>,
+        base: Base,
+        progress: &TableProgress,
+        size: ChunkSize,
+    ) -> Self {
         Copy {
             base: OnceLock::from(base),
-            planner: Mutex::new(Planner::resume(&progress.chunks)),
-            ..Self::exact(schema)
+            planner: Mutex::new(Planner::resume(&progress.chunks, size)),
+            ..Self::exact(schema, size)
         }
     }
 
     /// A copy without a key; it always begins anew.
-    pub fn exact(schema: Arc<TableSchema>) -> Self {
+    pub fn exact(schema: Arc<TableSchema>, size: ChunkSize) -> Self {
         Copy {
             table: schema.table.clone(),
             has_key: schema.has_key(),
@@ -71,8 +82,15 @@ impl Copy {
             waiting: AtomicBool::new(false),
             base: OnceLock::new(),
             visible: OnceCell::new(),
-            planner: Mutex::new(Planner::default()),
+            planner: Mutex::new(Planner::resume(&[], size)),
+            file: Mutex::new(None),
         }
+    }
+
+    /// Whether these chunks are all that is under way, and nothing is left to be planned.
+    pub(super) async fn ends_with(&self, chunks: &[Chunk]) -> bool {
+        let p = self.planner.lock().await;
+        p.exhausted && p.gaps.is_empty() && p.in_flight as usize == chunks.len()
     }
 
     /// The version that the next chunk's rows get.
@@ -113,10 +131,27 @@ impl Planner {
         }
     }
 
+    /// A chunk was more than a statement may take: if nothing was planned after it, it is
+    /// planned anew, smaller; else it is read again as it is.
+    pub(super) fn timed_out(&mut self, chunk: Chunk) {
+        self.size.timed_out();
+        if self.cursor.as_ref() != Some(&chunk) {
+            return self.give_back(chunk, true);
+        }
+        self.in_flight = self.in_flight.saturating_sub(1);
+        self.exhausted = false;
+        self.planned = chunk.id - 1;
+        self.cursor = chunk.after.clone().map(|bound| Chunk {
+            id: chunk.id - 1,
+            after: None,
+            through: Some(bound),
+        });
+    }
+
     /// Finds what lies between, before and after finished chunks, by their numbers:
     /// chunks are numbered in the order of their ranges, and a chunk's upper bound
     /// is its successor's lower one.
-    fn resume(finished: &[Chunk]) -> Planner {
+    fn resume(finished: &[Chunk], size: ChunkSize) -> Planner {
         let mut chunks: Vec<&Chunk> = finished.iter().collect();
         chunks.sort_by_key(|c| c.id);
         let mut gaps = VecDeque::new();
@@ -137,7 +172,9 @@ impl Planner {
             exhausted: chunks.last().is_some_and(|c| c.through.is_none()),
             cursor: chunks.last().map(|c| (*c).clone()),
             gaps,
-            ..Planner::default()
+            in_flight: 0,
+            over: false,
+            size,
         }
     }
 }
@@ -175,21 +212,52 @@ mod tests {
         }
     }
 
+    fn size() -> ChunkSize {
+        let limits = crate::snapshot::SizeLimits {
+            first_rows: 10,
+            most_rows: 10,
+            target: std::time::Duration::from_secs(1),
+        };
+        ChunkSize::first(limits, 0, 0)
+    }
+
+    #[test]
+    fn a_chunk_that_takes_too_long_is_planned_smaller() {
+        let mut p = Planner::resume(&[chunk(1, None, Some("10"))], size());
+        let second = chunk(2, Some("10"), None);
+        (p.cursor, p.planned, p.exhausted, p.in_flight) = (Some(second.clone()), 2, true, 1);
+        p.timed_out(second);
+        assert_eq!((p.planned, p.exhausted, p.in_flight), (1, false, 0));
+        assert_eq!(p.cursor, Some(chunk(1, None, Some("10"))));
+        assert_eq!((p.size.rows(), p.gaps.len()), (5, 0));
+        // Something was planned after it: its bounds stand.
+        p.timed_out(chunk(7, Some("70"), Some("80")));
+        assert_eq!((p.gaps.len(), p.size.rows()), (1, 2));
+        // The first of all.
+        let mut p = Planner::resume(&[], size());
+        p.cursor = Some(chunk(1, None, None));
+        p.timed_out(chunk(1, None, None));
+        assert_eq!((p.cursor, p.planned), (None, 0));
+    }
+
     #[test]
     fn a_resumed_copy_reads_the_gaps_and_goes_on_after_the_last_chunk() {
-        let p = Planner::resume(&[
-            chunk(5, Some("50"), Some("60")),
-            chunk(2, Some("20"), Some("30")),
-        ]);
+        let p = Planner::resume(
+            &[
+                chunk(5, Some("50"), Some("60")),
+                chunk(2, Some("20"), Some("30")),
+            ],
+            size(),
+        );
         assert_eq!(
             p.gaps,
             [chunk(1, None, Some("20")), chunk(3, Some("30"), Some("50"))]
         );
         assert_eq!((p.planned, p.exhausted), (5, false));
         assert_eq!(p.cursor, Some(chunk(5, Some("50"), Some("60"))));
-        let p = Planner::resume(&[chunk(1, None, None)]);
+        let p = Planner::resume(&[chunk(1, None, None)], size());
         assert!(p.gaps.is_empty() && p.exhausted);
-        let p = Planner::resume(&[]);
+        let p = Planner::resume(&[], size());
         assert!(p.gaps.is_empty() && !p.exhausted && p.cursor.is_none());
     }
 }

@@ -6,9 +6,16 @@
 //! run beside each other and memory stays bounded (INV-9): the queue, one open row
 //! group, and the parts in flight. A writer that is dropped, aborted or failed leaves
 //! no object, because an upload appears only when it is finished.
+//!
+//! A [`GroupWriter`] encodes row groups that are of no file yet, beside others for the
+//! same file: readers of chunks work in parallel, and their files need not be small.
 
 mod encode;
+mod groups;
 mod properties;
+
+pub use encode::RowGroup;
+pub use groups::GroupWriter;
 
 use crate::entry::FileEntry;
 use crate::layout::{FileId, Layout, Partition};
@@ -88,6 +95,7 @@ impl Default for WriterOptions {
 
 enum Message {
     Batch(TableBatch),
+    Group(RowGroup),
     Finish,
 }
 
@@ -99,6 +107,8 @@ pub struct FileWriter {
     task: Option<JoinHandle<Result<FileEntry>>>,
     /// Bytes queued and held by the encoder.
     held: Arc<AtomicUsize>,
+    /// Bytes encoded.
+    encoded: Arc<AtomicUsize>,
 }
 
 impl fmt::Debug for FileWriter {
@@ -122,16 +132,18 @@ impl FileWriter {
         id: FileId,
         options: &WriterOptions,
     ) -> Result<FileWriter> {
+        let encoder = Encoder::new(stream, schema.clone(), id, options)?;
         let upload = store.upload(&layout.key(&path)).await?;
-        let encoder = Encoder::new(stream, schema.clone(), id, options);
         let (queue, messages) = mpsc::channel(QUEUED_BATCHES);
         let held = Arc::new(AtomicUsize::new(0));
+        let encoded = Arc::new(AtomicUsize::new(0));
+        let counters = (held.clone(), encoded.clone());
         let task = tokio::spawn(write_file(
             encoder,
             upload,
             messages,
             path.clone(),
-            held.clone(),
+            counters,
         ));
         Ok(FileWriter {
             path,
@@ -139,6 +151,7 @@ impl FileWriter {
             queue,
             task: Some(task),
             held,
+            encoded,
         })
     }
 
@@ -157,21 +170,34 @@ impl FileWriter {
         self.held.load(Ordering::Relaxed)
     }
 
+    /// About how long the file is with what is encoded so far.
+    pub fn encoded_bytes(&self) -> usize {
+        self.encoded.load(Ordering::Relaxed)
+    }
+
     /// Appends rows; waits while the encoder is behind.
     ///
     /// # Errors
     /// What broke the file: a retryable error of the store, or [`caudal_model::Kind::Bug`]
     /// for rows of another schema version. The writer is then of no more use.
     pub async fn write(&mut self, batch: TableBatch) -> Result<()> {
-        if batch.schema.table != self.schema.table || batch.schema.version != self.schema.version {
-            return Err(Error::bug(format!(
-                "rows of {} version {} were given to a file of {} version {}",
-                batch.schema.table, batch.schema.version, self.schema.table, self.schema.version
-            )));
-        }
+        check_version(&self.schema, &batch.schema)?;
         let bytes = batch.bytes();
+        self.send(Message::Batch(batch), bytes).await
+    }
+
+    /// Appends a row group that a [`GroupWriter`] of this schema version encoded.
+    ///
+    /// # Errors
+    /// Those of [`Self::write`].
+    pub async fn append(&mut self, group: RowGroup) -> Result<()> {
+        let bytes = group.bytes();
+        self.send(Message::Group(group), bytes).await
+    }
+
+    async fn send(&mut self, message: Message, bytes: usize) -> Result<()> {
         self.held.fetch_add(bytes, Ordering::Relaxed);
-        if self.queue.send(Message::Batch(batch)).await.is_err() {
+        if self.queue.send(message).await.is_err() {
             // The task ends early only by an error.
             self.outcome().await?;
         }
@@ -209,14 +235,24 @@ impl FileWriter {
     }
 }
 
+fn check_version(file: &TableSchema, rows: &TableSchema) -> Result<()> {
+    if rows.table == file.table && rows.version == file.version {
+        return Ok(());
+    }
+    Err(Error::bug(format!(
+        "rows of {} version {} were given to a file of {} version {}",
+        rows.table, rows.version, file.table, file.version
+    )))
+}
+
 async fn write_file(
     encoder: Encoder,
     mut upload: Box<dyn Upload>,
     mut messages: mpsc::Receiver<Message>,
     path: String,
-    held: Arc<AtomicUsize>,
+    counters: (Arc<AtomicUsize>, Arc<AtomicUsize>),
 ) -> Result<FileEntry> {
-    match encode_all(encoder, &mut upload, &mut messages, &path, &held).await {
+    match encode_all(encoder, &mut upload, &mut messages, &path, &counters).await {
         Ok(entry) => {
             upload
                 .finish()
@@ -239,23 +275,34 @@ async fn encode_all(
     upload: &mut Box<dyn Upload>,
     messages: &mut mpsc::Receiver<Message>,
     path: &str,
-    held: &AtomicUsize,
+    (held, encoded): &(Arc<AtomicUsize>, Arc<AtomicUsize>),
 ) -> Result<FileEntry> {
     let mut open_group = 0;
     loop {
-        let batch = match messages.recv().await {
-            Some(Message::Batch(batch)) => batch,
+        let message = match messages.recv().await {
             Some(Message::Finish) => break,
+            Some(rows) => rows,
             None => return Err(Error::bug("the file was given up before it was finished")),
         };
-        let bytes = batch.bytes();
-        let mut rest = Some(batch);
-        while let Some(batch) = rest.take() {
+        let bytes = match &message {
+            Message::Batch(batch) => batch.bytes(),
+            Message::Group(group) => group.bytes(),
+            Message::Finish => 0,
+        };
+        let mut rest = Some(message);
+        while let Some(rows) = rest.take() {
             // Row groups go out as they are full, not when the whole batch is encoded.
             let (back, left, out) = on_encoder_pool(move || {
-                let left = encoder.write(batch)?;
-                let out = encoder.take_output();
-                Ok((encoder, left, out))
+                let left = match rows {
+                    Message::Batch(batch) => encoder.write(batch)?,
+                    Message::Group(group) => {
+                        encoder.append(group)?;
+                        None
+                    }
+                    Message::Finish => None,
+                };
+                let out = encoder.take_output()?;
+                Ok((encoder, left.map(Message::Batch), out))
             })
             .await?;
             (encoder, rest) = (back, left);
@@ -267,6 +314,7 @@ async fn encode_all(
         held.fetch_add(now, Ordering::Relaxed);
         held.fetch_sub(open_group + bytes, Ordering::Relaxed);
         open_group = now;
+        encoded.store(encoder.encoded_bytes(), Ordering::Relaxed);
     }
     let (out, entry) = on_encoder_pool(move || encoder.finish()).await?;
     upload.write(out).await?;

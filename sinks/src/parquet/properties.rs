@@ -7,7 +7,9 @@ use arrow::datatypes::DataType;
 use caudal_model::TableSchema;
 use parquet::basic::{Compression, ZstdLevel};
 use parquet::file::metadata::KeyValue;
-use parquet::file::properties::{EnabledStatistics, WriterProperties, WriterVersion};
+use parquet::file::properties::{
+    EnabledStatistics, WriterProperties, WriterPropertiesBuilder, WriterVersion,
+};
 use parquet::schema::types::ColumnPath;
 use std::collections::HashSet;
 
@@ -16,37 +18,45 @@ const SAMPLE_ROWS: usize = 2048;
 /// Longer values are cut in statistics and indexes: a bound is enough to skip pages.
 const STATISTICS_BYTES: usize = 64;
 
-pub(super) fn writer_properties(
+/// Of a file whose row groups may have been encoded apart from it.
+pub(super) fn file_properties(
     schema: &TableSchema,
     stream: &str,
     id: FileId,
     options: &WriterOptions,
-    sample: &RecordBatch,
 ) -> WriterProperties {
+    let meta = |key: &str, value: String| KeyValue::new(format!("caudal.{key}"), value);
+    builder(options)
+        .set_created_by(concat!("caudal version ", env!("CARGO_PKG_VERSION")).to_owned())
+        .set_key_value_metadata(Some(vec![
+            meta("stream", stream.to_owned()),
+            meta("table", schema.table.to_string()),
+            meta("schema_version", schema.version.to_string()),
+            meta("epoch", id.epoch.to_string()),
+        ]))
+        .build()
+}
+
+fn builder(options: &WriterOptions) -> WriterPropertiesBuilder {
     let codec = match options.compression {
         // The least level: encoders share the cores with the decoders.
         Codec::Zstd => Compression::ZSTD(ZstdLevel::default()),
         Codec::Snappy => Compression::SNAPPY,
         Codec::None => Compression::UNCOMPRESSED,
     };
-    let meta = |key: &str, value: String| KeyValue::new(format!("caudal.{key}"), value);
-    let mut builder = WriterProperties::builder()
-        .set_created_by(concat!("caudal version ", env!("CARGO_PKG_VERSION")).to_owned())
+    WriterProperties::builder()
         // Version 1 data pages and plain encodings: every reader has them.
         .set_writer_version(WriterVersion::PARQUET_1_0)
         .set_compression(codec)
-        .set_max_row_group_row_count(Some(options.row_group_rows.max(1)))
-        .set_max_row_group_bytes(Some(options.row_group_bytes.max(1)))
         // Pages with statistics make the column index; the offset index is on by default.
         .set_statistics_enabled(EnabledStatistics::Page)
         .set_statistics_truncate_length(Some(STATISTICS_BYTES))
         .set_column_index_truncate_length(Some(STATISTICS_BYTES))
-        .set_key_value_metadata(Some(vec![
-            meta("stream", stream.to_owned()),
-            meta("table", schema.table.to_string()),
-            meta("schema_version", schema.version.to_string()),
-            meta("epoch", id.epoch.to_string()),
-        ]));
+}
+
+/// Of the columns of row groups that begin with these rows.
+pub(super) fn column_properties(options: &WriterOptions, sample: &RecordBatch) -> WriterProperties {
+    let mut builder = builder(options);
     for (field, column) in sample.schema_ref().fields().iter().zip(sample.columns()) {
         if !worth_a_dictionary(column) {
             let path = ColumnPath::from(field.name().as_str());
