@@ -20,6 +20,7 @@ mod mysql_large;
 mod mysql_logins;
 mod mysql_prepared;
 mod mysql_random;
+mod mysql_replicas;
 mod mysql_schema;
 mod mysql_tables;
 mod mysql_types;

@@ -19,13 +19,14 @@
 //! Bounds are found and compared by the server alone, through the key's index; text bounds
 //! travel as the column's own bytes with its collation.
 
-use super::connect::Server;
+use super::connect::{Server, lift_time_limit};
 use super::decode::fetched::push_fetched;
 use super::decode::rows::CellError;
 use super::decode::values::{Coerced, Value};
 use super::decode::{DecodeError, Input};
 use super::flavor::Flavor;
 use super::gtid::{Coordinate, GtidList, Place};
+use super::replica;
 use super::schema::{SourceTable, describe, drifted, read_table};
 use super::tail::value_error;
 use super::types::{Declared, column_type};
@@ -56,6 +57,8 @@ struct Reading {
 /// A connection that reads chunks.
 pub struct Reader {
     server: Arc<Server>,
+    /// The replica that it reads.
+    replica: Option<String>,
     connection: Option<Connection>,
     reading: Option<Reading>,
     /// The table whose exact read is open on the connection.
@@ -63,21 +66,30 @@ pub struct Reader {
 }
 
 impl Reader {
-    pub(super) async fn open(server: Arc<Server>) -> Result<Self> {
-        let connection = Some(connect(&server).await?);
-        Ok(Reader {
+    /// A reader of the replica, if there is one, and of the primary for an exact read.
+    pub(super) async fn open(server: Arc<Server>, exact: bool) -> Result<Self> {
+        let replica = server.options.replica.clone().filter(|_| !exact);
+        let mut reader = Reader {
             server,
-            connection,
+            replica,
+            connection: None,
             reading: None,
             exact: None,
-        })
+        };
+        reader.connection().await?;
+        Ok(reader)
     }
 
     /// The connection, a new one if the last result was not read to its end.
     async fn connection(&mut self) -> Result<&mut Connection> {
         if self.reading.take().is_some() || self.connection.is_none() {
             self.exact = None;
-            self.connection = Some(connect(&self.server).await?);
+            let mut c = match &self.replica {
+                Some(address) => replica::connect(&self.server, address).await?,
+                None => self.server.connect().await?,
+            };
+            c.limit_packets(self.server.options.value_bytes, |_| true);
+            self.connection = Some(c);
         }
         self.connection
             .as_mut()
@@ -258,12 +270,6 @@ impl Reader {
     }
 }
 
-async fn connect(server: &Server) -> Result<Connection> {
-    let mut c = server.connect().await?;
-    c.limit_packets(server.options.value_bytes, |_| true);
-    Ok(c)
-}
-
 /// A server's refusal of a table or column that its schema has.
 fn changed(table: &TableName, e: WireError) -> Error {
     match e {
@@ -324,7 +330,12 @@ impl ChunkReader for Reader {
                 format!("position {base} is not visible to queries yet"),
             )
         };
-        match Place::parse(flavor, base)? {
+        let place = Place::parse(flavor, base)?;
+        if let Some(address) = self.replica.clone() {
+            replica::remember(&self.server, &place);
+            return replica::reach(self.connection().await?, &address, &place).await;
+        }
+        match place {
             Place::Gtids(set) if set.is_empty() => Ok(()),
             Place::Gtids(set) => {
                 let seconds = PATIENCE.as_secs();
@@ -362,6 +373,7 @@ impl ChunkReader for Reader {
         let base = Place::parse(self.server.flavor, base)?;
         self.checked(schema).await?;
         self.connection().await?.query("ROLLBACK").await?;
+        lift_time_limit(self.connection().await?).await?;
         let place = match self.server.flavor {
             Flavor::MariaDb => Place::Domains(self.maria_view().await?),
             Flavor::MySql => self.mysql_view(&schema.table).await?,

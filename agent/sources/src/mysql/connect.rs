@@ -38,10 +38,35 @@ pub struct Server {
     pub(super) coerced: Coercions,
     pub(super) charsets: Charsets,
     /// Where the tail stands in the server's files.
-    pub(super) reached: Mutex<Option<Coordinate>>,
+    pub(super) reached: Mutex<Option<Reached>>,
+    /// What watches over the source keep.
+    pub(super) watch: super::watch::Watch,
+    /// Positions that a replica must have come to before it is read.
+    pub(super) bases: Mutex<Vec<Place>>,
+}
+
+/// Where a tail stands in the server's files.
+#[derive(Debug, Clone)]
+pub struct Reached {
+    pub(super) at: Coordinate,
+    /// When what it read last was committed, microseconds since 1970 UTC; `None` at the
+    /// end of the log.
+    pub(super) committed_at_us: Option<i64>,
 }
 
 impl Server {
+    pub(super) fn new(options: SourceOptions, flavor: Flavor) -> Self {
+        Server {
+            options,
+            flavor,
+            coerced: Coercions::default(),
+            charsets: Charsets::default(),
+            reached: Mutex::default(),
+            watch: super::watch::Watch::default(),
+            bases: Mutex::default(),
+        }
+    }
+
     /// A connection for rows or the log, with the session's settings.
     pub(super) async fn connect(&self) -> Result<Connection> {
         let mut c = Connection::open(&self.options).await?;
@@ -56,7 +81,7 @@ impl Server {
         Ok(c)
     }
 
-    async fn set_up(&self, c: &mut dyn Ask) -> Result<()> {
+    pub(super) async fn set_up(&self, c: &mut dyn Ask) -> Result<()> {
         let found = c.flavor().name();
         if c.flavor() != self.flavor {
             return Err(Error::fatal(
@@ -99,7 +124,12 @@ async fn session(c: &mut dyn Ask) -> Result<()> {
             .await
             .map_err(|e| Error::from(e).context("setting up the session"))?;
     }
-    // A time limit that a DBA set for queries would cut chunks off.
+    Ok(())
+}
+
+/// Lifts the limit that a DBA has set for the time of a statement. Chunks keep to it and become
+/// smaller; a read that cannot be divided would never end.
+pub(super) async fn lift_time_limit(c: &mut dyn Ask) -> Result<()> {
     let limit = match c.flavor() {
         Flavor::MySql => "SET SESSION max_execution_time = 0",
         Flavor::MariaDb => "SET SESSION max_statement_time = 0",
