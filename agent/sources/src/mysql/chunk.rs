@@ -41,8 +41,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 mod range;
+mod spacing;
 
 use range::{Keys, Side};
+pub(in crate::mysql) use spacing::Spacing;
 
 /// How long one wait for a lock or a visible state may take.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -52,6 +54,11 @@ struct Reading {
     schema: Arc<TableSchema>,
     definitions: Vec<ColumnDefinition>,
     values: Vec<Value>,
+    keys: Keys,
+    chunk: Chunk,
+    /// No filter leaves out rows that lie in the chunk.
+    every_row: bool,
+    rows: u64,
 }
 
 /// A connection that reads chunks.
@@ -207,7 +214,15 @@ impl Reader {
             ));
         }
         let values = self.values(schema).await?;
-        let sql = self.select(schema, &values, &table, chunk, only)?;
+        let keys = Keys::of(&table, schema, self.server.flavor)?;
+        let own = self.server.options.tables.get(&schema.table);
+        let filters: Vec<&Filter> = own
+            .and_then(|o| o.filter.as_ref())
+            .into_iter()
+            .chain(only)
+            .collect();
+        let sql = select(schema, &values, &keys, chunk, &filters)?;
+        let every_row = filters.is_empty();
         let c = self.connection().await?;
         // Text as it is stored, of any length, decoded here as the log's is: the server would
         // show a `?` for bytes without a meaning.
@@ -223,51 +238,56 @@ impl Reader {
             schema: schema.clone(),
             definitions,
             values,
+            keys,
+            chunk: chunk.clone(),
+            every_row,
+            rows: 0,
         });
         Ok(())
     }
+}
 
-    fn select(
-        &self,
-        schema: &TableSchema,
-        values: &[Value],
-        table: &SourceTable,
-        chunk: &Chunk,
-        only: Option<&Filter>,
-    ) -> Result<String> {
-        let column = |(c, value): (&caudal_model::Column, &Value)| {
-            let name = identifier(&c.name);
-            match value {
-                // Their labels are known in UTF-8.
-                Value::Enum(_) | Value::Set(_) => format!("CONVERT({name} USING utf8mb4)"),
-                _ => name,
-            }
-        };
-        let columns: Vec<String> = schema.columns.iter().zip(values).map(column).collect();
-        let keys = Keys::of(table, schema, self.server.flavor)?;
-        let whole = chunk.after.is_none() && chunk.through.is_none();
-        let mut sql = format!(
-            "SELECT {} FROM {}{}",
-            columns.join(", "),
-            qualified(&schema.table),
-            if whole { String::new() } else { keys.hint() }
-        );
-        let bounds = [
-            chunk.after.as_ref().map(|b| keys.range(b, Side::After)),
-            chunk.through.as_ref().map(|b| keys.range(b, Side::Through)),
-        ];
-        let mut bounds: Vec<String> = bounds.into_iter().flatten().collect::<Result<_>>()?;
-        let own = self.server.options.tables.get(&schema.table);
-        for filter in own.and_then(|o| o.filter.as_ref()).into_iter().chain(only) {
-            let sql = filter.sql(schema, &Dialect);
-            let sql = sql.map_err(|e| drifted(&schema.table, &e))?;
-            bounds.push(format!("({sql})"));
+/// The SELECT of a chunk.
+fn select(
+    schema: &TableSchema,
+    values: &[Value],
+    keys: &Keys,
+    chunk: &Chunk,
+    filters: &[&Filter],
+) -> Result<String> {
+    let column = |(c, value): (&caudal_model::Column, &Value)| {
+        let name = identifier(&c.name);
+        match value {
+            // Their labels are known in UTF-8.
+            Value::Enum(_) | Value::Set(_) => format!("CONVERT({name} USING utf8mb4)"),
+            _ => name,
         }
-        if !bounds.is_empty() {
-            sql.push_str(&format!(" WHERE {}", bounds.join(" AND ")));
+    };
+    let columns: Vec<String> = schema.columns.iter().zip(values).map(column).collect();
+    let whole = chunk.after.is_none() && chunk.through.is_none();
+    let mut sql = format!(
+        "SELECT {} FROM {}{}",
+        columns.join(", "),
+        qualified(&schema.table),
+        if whole { String::new() } else { keys.hint() }
+    );
+    let mut terms = Vec::new();
+    for (bound, side) in [(&chunk.after, Side::After), (&chunk.through, Side::Through)] {
+        if let Some(bound) = bound {
+            terms.push(keys.range(bound, side)?);
         }
-        Ok(sql)
     }
+    for filter in filters {
+        let sql = filter.sql(schema, &Dialect);
+        terms.push(format!(
+            "({})",
+            sql.map_err(|e| drifted(&schema.table, &e))?
+        ));
+    }
+    if !terms.is_empty() {
+        sql.push_str(&format!(" WHERE {}", terms.join(" AND ")));
+    }
+    Ok(sql)
 }
 
 /// A server's refusal of a table or column that its schema has.
@@ -419,10 +439,22 @@ impl ChunkReader for Reader {
                 through: None,
             }));
         }
-        let sql = keys.bound_sql(&qualified(&schema.table), lower.as_ref(), rows)?;
-        let found = self.connection().await?.query(&sql).await?;
-        let bound = found.first().map(|r| keys.bound(r, lower.as_ref()));
-        let through = bound.transpose()?;
+        let server = self.server.clone();
+        let (table, name) = (&schema.table, qualified(&schema.table));
+        let c = self.connection().await?;
+        let guess = spacing::guess(&server, c, (table, &name), &keys, lower.as_ref(), rows);
+        let through = match guess.await? {
+            Some(bound) => Some(bound),
+            None => {
+                let sql = keys.bound_sql(&name, lower.as_ref(), rows)?;
+                let found = c.query(&sql).await?;
+                let bound = found.first().map(|r| keys.bound(r, lower.as_ref()));
+                let bound = bound.transpose()?;
+                let bounds = (lower.as_ref(), bound.as_ref());
+                spacing::note(&server, table, &keys, bounds, rows);
+                bound
+            }
+        };
         Ok(Some(Chunk {
             id,
             after: lower,
@@ -446,7 +478,7 @@ impl ChunkReader for Reader {
     }
 
     async fn next(&mut self, into: &mut ChangeBuffer) -> Result<ChunkEvent> {
-        let (Some(reading), Some(connection)) = (&self.reading, &mut self.connection) else {
+        let (Some(reading), Some(connection)) = (&mut self.reading, &mut self.connection) else {
             return Ok(ChunkEvent::Done);
         };
         let slot = into.slot(&reading.schema);
@@ -469,6 +501,7 @@ impl ChunkReader for Reader {
             }
             append_row(reading, row, limit, into, slot, &mut coerced)
                 .map_err(|e| row_error(reading, e))?;
+            reading.rows += 1;
             rows_since_yield += 1;
             if rows_since_yield == 4096 {
                 rows_since_yield = 0;
@@ -477,6 +510,11 @@ impl ChunkReader for Reader {
         };
         self.server.coerced.add(coerced);
         if matches!(event, ChunkEvent::Done) {
+            if reading.every_row {
+                let bounds = (reading.chunk.after.as_ref(), reading.chunk.through.as_ref());
+                let table = &reading.schema.table;
+                spacing::note(&self.server, table, &reading.keys, bounds, reading.rows);
+            }
             self.reading = None;
             self.exact = None;
             connection.query("SET NAMES utf8mb4").await?;

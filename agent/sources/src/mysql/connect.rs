@@ -7,7 +7,8 @@ use super::flavor::Flavor;
 use super::gtid::{Coordinate, GtidList, GtidSet, Place};
 use super::wire::{Connection, WireError};
 use crate::SourceOptions;
-use caudal_model::{Error, Kind, Result};
+use caudal_model::{Error, Kind, Result, TableName};
+use std::collections::HashMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -43,6 +44,8 @@ pub struct Server {
     pub(super) watch: super::watch::Watch,
     /// Positions that a replica must have come to before it is read.
     pub(super) bases: Mutex<Vec<Place>>,
+    /// How densely the keys of tables that are copied lie.
+    pub(super) spacings: Mutex<HashMap<TableName, super::chunk::Spacing>>,
 }
 
 /// Where a tail stands in the server's files.
@@ -64,6 +67,7 @@ impl Server {
             reached: Mutex::default(),
             watch: super::watch::Watch::default(),
             bases: Mutex::default(),
+            spacings: Mutex::default(),
         }
     }
 

@@ -37,6 +37,8 @@ struct KeyColumn {
     /// What selects its bound's text.
     selected: String,
     literal: Literal,
+    /// Whether it is a whole number.
+    whole: bool,
 }
 
 #[derive(Debug, PartialEq)]
@@ -127,6 +129,40 @@ impl Keys {
         Ok(sql)
     }
 
+    /// Whether a column is a whole number that the index sorts from the smallest on.
+    pub(super) fn grows(&self, column: usize) -> bool {
+        let plain = self.directions.is_none() && !self.prefix && self.index.is_some();
+        plain && self.columns.get(column).is_some_and(|c| c.whole)
+    }
+
+    /// The statement whose one row is the last key after `after` that begins with the values
+    /// of `upper` or with a smaller last one.
+    pub(super) fn last_sql(
+        &self,
+        table: &str,
+        after: &ChunkBound,
+        upper: &ChunkBound,
+    ) -> Result<String> {
+        let selected: Vec<&str> = self.columns.iter().map(|k| &*k.selected).collect();
+        let mut terms = vec![self.range(after, Side::After)?];
+        for (i, (k, text)) in self.columns.iter().zip(upper).enumerate() {
+            let operator = if i + 1 == upper.len() { "<=" } else { "=" };
+            terms.push(k.term(operator, text)?);
+        }
+        let by: Vec<String> = self
+            .columns
+            .iter()
+            .map(|k| format!("{} DESC", k.name))
+            .collect();
+        Ok(format!(
+            "SELECT {} FROM {table}{} WHERE {} ORDER BY {} LIMIT 1",
+            selected.join(", "),
+            self.hint(),
+            terms.join(" AND "),
+            by.join(", ")
+        ))
+    }
+
     /// The bound that a row of [`Self::bound_sql`] tells; `after` is the one before it.
     pub(super) fn bound(&self, row: &TextRow, after: Option<&ChunkBound>) -> Result<ChunkBound> {
         let mut bound: ChunkBound = (0..self.columns.len()).map(|i| row.text(i)).collect();
@@ -199,6 +235,7 @@ fn key_column(c: &SourceColumn, flavor: Flavor) -> Result<KeyColumn, String> {
     let declared = Declared::parse(&c.column_type);
     let (value, _) = column_type(&declared, flavor, None)?;
     let name = identifier(&c.name);
+    let whole = matches!(value, Value::Int { .. });
     let text = format!("CAST({name} AS CHAR)");
     let (selected, literal) = match value {
         Value::Text(_) => {
@@ -233,6 +270,7 @@ fn key_column(c: &SourceColumn, flavor: Flavor) -> Result<KeyColumn, String> {
         name,
         selected,
         literal,
+        whole,
     })
 }
 
@@ -309,6 +347,7 @@ mod tests {
             name: identifier(name),
             selected: String::new(),
             literal,
+            whole: false,
         };
         Keys {
             columns: columns.into_iter().map(column).collect(),
