@@ -13,6 +13,7 @@ mod crash_points;
 mod huge_values;
 mod key_change;
 mod keyless_table;
+mod large_table;
 mod large_transaction_streamed;
 mod many_tables;
 mod multi_table_transaction;
