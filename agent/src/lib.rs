@@ -5,6 +5,7 @@ pub mod config;
 pub mod crash;
 pub mod epoch;
 pub mod http;
+pub mod latest;
 pub mod logging;
 pub mod metrics;
 pub mod pipeline;

@@ -14,7 +14,7 @@ use crate::epoch::{Committed, OpenEpoch};
 use crate::metrics;
 use crate::recover;
 use crate::requests::Requests;
-use crate::snapshot::{Base, Copy, Gate, Message, Pace, Workers};
+use crate::snapshot::{Base, Copy, Gate, Message, Pace, Shareable, Sharing, Workers};
 use crate::staging::Staging;
 use crate::status::{StreamState, TableStatus};
 use crate::supervise::{Ending, Parts, Until};
@@ -71,6 +71,8 @@ pub struct Pipeline<'p> {
     /// Copies of some rows that were asked for and have not begun.
     partial: Vec<(TableName, String)>,
     pace: Arc<Pace>,
+    /// What other processes may read, once there is any.
+    shareable: Option<Shareable>,
     messages: Option<mpsc::Sender<Message>>,
     tasks: JoinSet<()>,
     exact_requests: Vec<ExactRequest>,
@@ -136,6 +138,7 @@ impl<'p> Pipeline<'p> {
             granting: HashMap::new(),
             partial: Vec::new(),
             pace,
+            shareable: None,
             messages: None,
             tasks: JoinSet::new(),
             exact_requests: Vec::new(),
@@ -178,6 +181,9 @@ impl<'p> Pipeline<'p> {
             .pump(&mut epoch, tail.as_mut(), inboxes, until, shutdown)
             .await;
         self.tasks.abort_all();
+        if let Some(shareable) = self.shareable.take() {
+            let _ = tokio::time::timeout(CLOSE_WITHIN / 6, shareable.close()).await;
+        }
         self.finish_closing().await;
         epoch.abandon().await;
         outcome
@@ -447,6 +453,7 @@ impl<'p> Pipeline<'p> {
                     return Ok(());
                 }
                 self.active.remove(&copy.table);
+                self.parts.board.end_reading(&copy.table);
                 let mut entry = self.copy_entry(&copy.table)?;
                 entry.done = true;
                 entry.live_at = Some(live_at.clone());
@@ -554,6 +561,27 @@ impl<'p> Pipeline<'p> {
         });
         for _ in 0..s.workers.max(1) {
             self.tasks.spawn(workers.clone().work());
+        }
+        self.share(workers);
+    }
+
+    /// Lets other processes read chunks of these tables too.
+    fn share(&mut self, workers: Arc<Workers>) {
+        let Some(rules) = self.parts.settings.share.clone() else {
+            return;
+        };
+        let first = self.shareable.is_none();
+        let shareable = self.shareable.get_or_insert_default().clone();
+        shareable.add(workers);
+        if first {
+            let sharing = Sharing {
+                log: self.parts.log.clone(),
+                staging: self.staging.clone(),
+                generation: self.generation,
+                rules,
+                shareable,
+            };
+            self.tasks.spawn(sharing.run());
         }
     }
 

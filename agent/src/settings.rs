@@ -89,6 +89,8 @@ pub struct Settings {
     pub worker_buffer_bytes: usize,
     /// When the files of a copy are finished.
     pub copy_files: FileLimits,
+    /// Where it is set, other processes may read chunks whose configuration has this digest.
+    pub share: Option<String>,
     /// A position without changes is committed this often.
     pub idle_commit: Duration,
     /// How often the source is asked how far it has got.

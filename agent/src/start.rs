@@ -4,7 +4,7 @@ use crate::config::{self, Config, SourceKind};
 use crate::crash::CrashPoints;
 use crate::requests::Requests;
 use crate::settings::{OnChange, Order, Settings, SnapshotMode};
-use crate::snapshot::{Budgets, FileLimits, SizeLimits};
+use crate::snapshot::{Budgets, FileLimits, Joining, SizeLimits};
 use crate::status::StatusBoard;
 use crate::supervise::{self, Goal, Outcome, Parts};
 use caudal_checkpoints::RocksStore;
@@ -15,6 +15,7 @@ use caudal_sources::mysql::{Flavor, MysqlSource};
 use caudal_sources::postgres::PostgresSource;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 /// The configured source.
@@ -74,12 +75,35 @@ pub fn chunk_sizes(config: &Config) -> SizeLimits {
     }
 }
 
-fn settings(config: &Config) -> Settings {
+/// Reads chunks for the agent that owns the configured stream, until every table is copied.
+pub async fn join(
+    config: &Config,
+    deadline: Option<Duration>,
+    board: StatusBoard,
+    shutdown: &CancellationToken,
+) -> Result<()> {
+    let store = store(config).await?;
+    let joining = Joining {
+        source: source(config)?,
+        log: Arc::new(log(config, &store)),
+        rules: Arc::new(config.rules()?),
+        digest: config.tables_digest()?,
+        reads_replica: config.source_options()?.replica.is_some(),
+        settings: settings(config)?,
+        board,
+        crash: CrashPoints::from_env(),
+    };
+    joining
+        .run(deadline.map(|d| Instant::now() + d), shutdown)
+        .await
+}
+
+fn settings(config: &Config) -> Result<Settings> {
     let bytes = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
     let workers = (config.snapshot.workers as usize).max(1);
     let memory = bytes(config.commit.memory);
     let held_bytes = (memory / (4 * workers)).clamp(2 << 20, 64 << 20);
-    Settings {
+    Ok(Settings {
         mode: match config.snapshot.mode {
             config::SnapshotMode::Initial => SnapshotMode::Initial,
             config::SnapshotMode::Never => SnapshotMode::Never,
@@ -112,6 +136,7 @@ fn settings(config: &Config) -> Settings {
             group_bytes: held_bytes / 2,
             held_bytes,
         },
+        share: Some(config.tables_digest()?),
         // PostgreSQL waits at its shutdown until a replica has confirmed what was sent.
         idle_commit: config.commit.max_delay.max(Duration::from_secs(10)),
         lag_every: Duration::from_secs(5),
@@ -128,7 +153,7 @@ fn settings(config: &Config) -> Settings {
             },
             ..WriterOptions::default()
         },
-    }
+    })
 }
 
 /// Runs the configured stream until its goal is reached, somebody asks it to stop, or it fails.
@@ -163,7 +188,7 @@ async fn parts(config: &Config, board: StatusBoard) -> Result<Parts> {
         log: Arc::new(log(config, &store)),
         source,
         checkpoints: Box::new(opened.store),
-        settings: settings(config),
+        settings: settings(config)?,
         rules: Arc::new(config.rules()?),
         requests: Some(Requests::new(&config.stream.state_dir)),
         board,

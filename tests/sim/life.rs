@@ -302,6 +302,7 @@ impl Life {
                 max_bytes: self.roll(50..4000) as usize,
                 buffer_bytes: self.roll(50..2000) as usize,
                 chunks: self.chunk_sizes(),
+                share: None,
                 worker_buffer_bytes: self.roll(50..2000) as usize,
                 copy_files: self.file_limits(),
                 idle_commit: Duration::from_millis(200),

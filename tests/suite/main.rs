@@ -31,6 +31,7 @@ mod snapshot_files;
 mod snapshot_only;
 mod snapshot_resume;
 mod snapshot_under_writes;
+mod snapshot_workers;
 mod tables_come_and_go;
 mod tail_only;
 mod tls_verify_full;

@@ -78,6 +78,11 @@ struct RunArguments {
     /// End with exit code 6 if that takes longer, such as "15m".
     #[arg(long, value_name = "DURATION", value_parser = units::parse_duration)]
     deadline: Option<Duration>,
+
+    /// Read chunks for the agent that owns the stream, which runs elsewhere with the same
+    /// configuration, until every table is copied. Needs no state directory.
+    #[arg(long, conflicts_with = "until_caught_up")]
+    snapshot_worker: bool,
 }
 
 #[derive(Debug, clap::Args)]

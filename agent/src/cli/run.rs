@@ -43,6 +43,11 @@ pub(super) async fn execute(
     let draw = !output.is_json() && std::io::stderr().is_terminal();
     let progress = draw.then(|| Progress::start(board.clone(), bars.clone()));
 
+    if arguments.snapshot_worker {
+        let joined = crate::start::join(config, arguments.deadline, board, &shutdown).await;
+        server.cancel();
+        return joined.map(|()| code::DONE);
+    }
     let goal = Goal {
         until_caught_up: arguments.until_caught_up,
         deadline: arguments.deadline,

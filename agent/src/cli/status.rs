@@ -8,14 +8,13 @@ use super::code;
 use super::output::{Output, align};
 use crate::config::Config;
 use crate::http::fetch_status;
-use crate::recover::{self, Resume};
+use crate::latest::newest;
 use crate::requests::Requests;
 use crate::snapshot::Pause;
 use crate::status::{SnapshotStatus, StatusReport, StreamState, TableStatus};
 use crate::text::{bytes, grouped, span};
 use caudal_checkpoints::{CheckpointStore, RocksStore};
 use caudal_model::{Checkpoint, Error, Kind, Result, TableState};
-use caudal_sinks::CommitLog;
 use std::time::Duration;
 
 const LAKE_TIMEOUT: Duration = Duration::from_secs(15);
@@ -87,50 +86,6 @@ async fn without_agent(config: &Config) -> Result<StatusReport> {
         snapshot.paused = why();
     }
     Ok(report)
-}
-
-/// The newest state of the stream, reading the log from the checkpoint on.
-async fn newest(log: &CommitLog, checkpoint: Option<Checkpoint>) -> Result<Option<Checkpoint>> {
-    let Some(head) = log.head(checkpoint.as_ref().map(|c| c.epoch)).await? else {
-        return Ok(checkpoint);
-    };
-    let at = match &checkpoint {
-        Some(c) if c.epoch == head.epoch => Some(head.clone()),
-        Some(c) if (1..head.epoch).contains(&c.epoch) => log.read(c.epoch).await?,
-        _ => None,
-    };
-    let mut state = match recover::plan_resume(Some(&head), checkpoint, at.as_ref())? {
-        Resume::Fresh => return Ok(None),
-        Resume::Checkpoint(state) => *state,
-        Resume::Rebuild(_) => {
-            let mut entry = head.clone();
-            loop {
-                if let Some(state) = recover::from_state(&entry) {
-                    break state;
-                }
-                if entry.epoch == 1 {
-                    let mut state = recover::genesis(entry.after.clone());
-                    recover::apply(&mut state, &entry)?;
-                    break state;
-                }
-                entry = read(log, entry.epoch - 1).await?;
-            }
-        }
-    };
-    while state.epoch < head.epoch {
-        let entry = read(log, state.epoch + 1).await?;
-        recover::apply(&mut state, &entry)?;
-    }
-    Ok(Some(state))
-}
-
-async fn read(log: &CommitLog, epoch: u64) -> Result<caudal_sinks::LogEntry> {
-    log.read(epoch).await?.ok_or_else(|| {
-        Error::fatal(
-            Kind::Corrupt,
-            format!("commit {epoch} of the log is missing"),
-        )
-    })
 }
 
 /// `running` says that an agent holds the state directory, though none answered.
