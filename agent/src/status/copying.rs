@@ -116,6 +116,8 @@ impl CopyProgress {
         }
         match t.estimated_rows {
             Some(estimate) if estimate > t.snapshot_rows => Some(estimate - t.snapshot_rows),
+            // Statistics are not exact: it may be the last rows, or it is anybody's guess.
+            Some(_) if self.estimated_rows / 10 * 11 >= t.snapshot_rows => Some(0),
             // An empty table has an estimate of nothing.
             None if t.snapshot_rows == 0 => Some(0),
             _ => None,
@@ -269,6 +271,8 @@ mod tests {
         let t = copy(100, 1000, 90).describe(&copying);
         assert_eq!((t.snapshot_rows, t.estimated_rows), (100, Some(1000)));
         assert_eq!((t.rows_per_second, t.seconds_left), (Some(90.0), Some(10)));
+        let t = copy(1050, 1000, 90).describe(&copying);
+        assert_eq!((t.estimated_rows, t.seconds_left), (Some(1050), Some(0)));
         // More rows than the statistics say.
         let t = copy(2000, 1000, 90).describe(&copying);
         assert_eq!((t.estimated_rows, t.seconds_left), (Some(2000), None));
