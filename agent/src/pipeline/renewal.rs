@@ -370,7 +370,10 @@ impl Pipeline<'_> {
     ) {
         let table = schema.table.clone();
         let version = schema.version;
-        if self.parts.settings.on_change == OnChange::Pause {
+        // A version may differ in what the source knows the table by alone.
+        let held = self.schemas.get(&table);
+        let same = held.is_some_and(|h| (&h.columns, &h.key) == (&schema.columns, &schema.key));
+        if self.parts.settings.on_change == OnChange::Pause && !same {
             self.pause(
                 &table,
                 &format!("version {version} would begin here"),

@@ -163,7 +163,7 @@ impl Joining {
             pace: Arc::new(Pace::new(
                 self.settings.workers,
                 self.settings.max_source_rows_per_second,
-                // The owner offers nothing while copies wait.
+                // The owner offers nothing while its own copies wait.
                 Gate::default(),
             )),
             messages,

@@ -318,7 +318,9 @@ impl Sharing {
             let mut found = None;
             for workers in sets {
                 let shared = |copy: &Arc<Copy>| {
-                    copy.has_key && !open.unshared.iter().any(|u| Arc::ptr_eq(u, copy))
+                    copy.has_key
+                        && copy.only.is_none()
+                        && !open.unshared.iter().any(|u| Arc::ptr_eq(u, copy))
                 };
                 if let Some(job) = workers
                     .next_shared_job(&mut open.reader, &shared, WORTH_CHUNKS)
