@@ -141,6 +141,13 @@ impl Pipeline<'_> {
                     )
                 });
                 warn(&board, "retained_log_grows", grown);
+                let untold = gate.untold().filter(|_| board.is_copying()).map(|key| {
+                    format!(
+                        "snapshot.{key} cannot be kept: the source does not tell what it needs (a missing \
+                         right, or no replica); copies do not wait for it"
+                    )
+                });
+                warn(&board, "untold", untold);
                 tokio::time::sleep(LOOK_EVERY).await;
             }
         });
