@@ -453,6 +453,7 @@ impl<'p> Pipeline<'p> {
                     return Ok(());
                 }
                 self.active.remove(&copy.table);
+                self.parts.board.end_reading(&copy.table);
                 let mut entry = self.copy_entry(&copy.table)?;
                 entry.done = true;
                 entry.live_at = Some(live_at.clone());

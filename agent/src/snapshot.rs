@@ -279,7 +279,7 @@ impl Workers {
         worth: u32,
     ) -> Result<Option<Job>, Stop> {
         let mut copies = Vec::new();
-        for copy in self.copies.iter().filter(|c| wanted(c)) {
+        for copy in self.copies.iter().filter(|c| c.only.is_none() && wanted(c)) {
             let p = copy.planner.lock().await;
             if p.planned >= worth && !p.is_exhausted() {
                 copies.push(copy);
@@ -296,7 +296,7 @@ impl Workers {
         for copy in self
             .copies
             .iter()
-            .filter(|c| c.has_key && !c.is_cancelled())
+            .filter(|c| c.has_key && c.only.is_none() && !c.is_cancelled())
         {
             if !copy.planner.lock().await.over {
                 return true;

@@ -317,8 +317,16 @@ impl StatusBoard {
                 estimated_rows,
                 paused: None,
                 counts: true,
+                over: false,
                 meter: Meter::at(rows_read),
             };
+        }
+    }
+
+    /// Every row of a table's copy has been read, committed or not.
+    pub fn end_reading(&self, table: &TableName) {
+        if let Some((_, copy)) = self.lock().tables.get_mut(table) {
+            copy.over = true;
         }
     }
 

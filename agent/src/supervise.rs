@@ -543,30 +543,32 @@ async fn load_schemas(parts: &mut Parts, state: Checkpoint) -> Result<Recovered>
     for s in parts.checkpoints.schemas()? {
         local.insert((s.table.clone(), s.version), s);
     }
+    let wanted = state.tables.iter();
+    let wanted = wanted.flat_map(|p| (1..=p.schema_version).map(|v| (p.table.clone(), v)));
+    let absent: Vec<_> = wanted.filter(|w| !local.contains_key(w)).collect();
+    let log = &parts.log;
+    let fetched: Vec<TableSchema> = futures::stream::iter(absent)
+        .map(|(table, version)| async move {
+            log.read_schema(&table, version).await?.ok_or_else(|| {
+                let text = format!("schema version {version} of {table} is missing from the lake");
+                Error::fatal(Kind::Corrupt, text)
+            })
+        })
+        .buffer_unordered(16)
+        .try_collect()
+        .await?;
+    for s in fetched {
+        parts.checkpoints.put_schema(&s)?;
+        local.insert((s.table.clone(), s.version), s);
+    }
     let mut schemas = HashMap::new();
     let mut next_column_ids = HashMap::new();
     for p in &state.tables {
         let mut next_id = 1;
         for version in 1..=p.schema_version {
-            let schema =
-                match local.remove(&(p.table.clone(), version)) {
-                    Some(s) => s,
-                    None => {
-                        let s = parts.log.read_schema(&p.table, version).await?.ok_or_else(
-                            || {
-                                Error::fatal(
-                                    Kind::Corrupt,
-                                    format!(
-                                        "schema version {version} of {} is missing from the lake",
-                                        p.table
-                                    ),
-                                )
-                            },
-                        )?;
-                        parts.checkpoints.put_schema(&s)?;
-                        s
-                    }
-                };
+            let Some(schema) = local.remove(&(p.table.clone(), version)) else {
+                return Err(Error::bug("a schema version was not fetched"));
+            };
             next_id = schema
                 .columns
                 .iter()

@@ -12,6 +12,7 @@ on_every_source!(
     every_copy_pauses_and_goes_on,
     copies_wait_for_their_window,
     copies_wait_for_retained_log,
+    copies_wait_for_open_transactions,
 );
 
 async fn create(t: &Trial, table: &str, rows: i64) -> Result<()> {
@@ -222,5 +223,46 @@ async fn copies_wait_for_retained_log(t: &Trial) -> Result<()> {
     running.sigterm().await?.expect(0)?;
     agent.run_until_caught_up().await?;
     t.expect_equal(&["small", "large"]).await?;
+    Ok(())
+}
+
+async fn copies_wait_for_open_transactions(t: &Trial) -> Result<()> {
+    // On a server of its own, for everybody's transactions count.
+    let t = &t.on_private_server(&[]).await?;
+    create(t, "large", 2_000).await?;
+    let mut agent = t.agent()?;
+    agent.config.set("snapshot.max_open_transactions", 1);
+    let user = agent.config.get("source.user");
+    let mut open = [t.source.superuser().await?, t.source.superuser().await?];
+    let (grant, begin) = match t.kind() {
+        Kind::Postgres => (
+            format!("grant pg_monitor to {user}"),
+            "begin; select count(*) from large",
+        ),
+        _ => (
+            format!("grant process on *.* to '{user}'@'%'"),
+            "start transaction; select count(*) from large",
+        ),
+    };
+    open[0].exec(&grant).await?;
+    for session in &mut open {
+        session.exec(begin).await?;
+    }
+    let mut running = agent.spawn()?;
+    let large = t.source.table("large");
+    let paused = running
+        .wait_for_status("the copy waits for transactions", |s| {
+            let why = s.table(&large).and_then(|t| t.paused.as_ref());
+            why.is_some_and(|w| w.contains("snapshot.max_open_transactions"))
+        })
+        .await?;
+    let rows = paused.table(&large).map(|t| t.snapshot_rows);
+    assert_eq!(rows, Some(0), "{paused:?}");
+    for session in &mut open {
+        session.exec("commit").await?;
+    }
+    running.wait_until_live().await?;
+    running.sigterm().await?.expect(0)?;
+    t.expect_equal(&["large"]).await?;
     Ok(())
 }

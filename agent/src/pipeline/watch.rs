@@ -35,6 +35,7 @@ fn warn(board: &StatusBoard, name: &'static str, text: Option<String>) {
 impl Pipeline<'_> {
     pub(super) fn spawn_watch(&mut self, mark: Option<String>, notices: mpsc::Sender<Notice>) {
         self.watch_lag();
+        self.watch_load();
         self.watch_copies();
         self.watch_catalog(mark, notices.clone());
         self.watch_requests(notices);
@@ -82,28 +83,39 @@ impl Pipeline<'_> {
         });
     }
 
+    /// Asks for the source's load while it matters. A replica that does not answer takes its
+    /// time, so nothing else waits for this.
+    fn watch_load(&mut self) {
+        let (source, board) = (self.parts.source.clone(), self.parts.board.clone());
+        let (pace, every) = (self.pace.clone(), self.parts.settings.lag_every);
+        if !pace.gate().needs_load() {
+            return;
+        }
+        self.tasks.spawn(async move {
+            loop {
+                if !board.is_copying() {
+                    tokio::time::sleep(LOOK_EVERY).await;
+                    continue;
+                }
+                match source.load().await {
+                    Ok(load) => pace.gate().load(load),
+                    Err(error) => tracing::debug!(%error, "the load cannot be read now"),
+                }
+                tokio::time::sleep(every).await;
+            }
+        });
+    }
+
     /// Decides which copies wait, and tells how far all of them are.
     fn watch_copies(&mut self) {
-        let (source, board) = (self.parts.source.clone(), self.parts.board.clone());
-        let (pace, requests) = (self.pace.clone(), self.parts.requests.clone());
-        let every = self.parts.settings.lag_every;
+        let (board, pace) = (self.parts.board.clone(), self.pace.clone());
+        let requests = self.parts.requests.clone();
         self.tasks.spawn(async move {
             let gate = pace.gate();
-            let mut asked: Option<Instant> = None;
             let mut said = None;
             loop {
                 if let Some(requests) = &requests {
                     gate.ask(requests.paused());
-                }
-                let due = asked.is_none_or(|at| at.elapsed() >= every);
-                if due && gate.needs_load() && board.is_copying() {
-                    // A server that hangs must not keep a request to pause waiting for long.
-                    match tokio::time::timeout(every, source.load()).await {
-                        Ok(Ok(load)) => gate.load(load),
-                        Ok(Err(error)) => tracing::debug!(%error, "the load cannot be read now"),
-                        Err(_) => tracing::debug!("the source did not tell its load in time"),
-                    }
-                    asked = Some(Instant::now());
                 }
                 let pause = gate.look(chrono::Utc::now());
                 // While nothing is copied, nobody wants to know.
@@ -129,6 +141,13 @@ impl Pipeline<'_> {
                     )
                 });
                 warn(&board, "retained_log_grows", grown);
+                let untold = gate.untold().filter(|_| board.is_copying()).map(|key| {
+                    format!(
+                        "snapshot.{key} cannot be kept: the source does not tell what it needs (a missing \
+                         right, or no replica); copies do not wait for it"
+                    )
+                });
+                warn(&board, "untold", untold);
                 tokio::time::sleep(LOOK_EVERY).await;
             }
         });

@@ -92,6 +92,10 @@ impl fmt::Display for Pause {
                 text::bytes(*is),
                 text::bytes(*most)
             ),
+            // What does not apply its log at all is behind by no number.
+            Pause::ReplicaLag(is, _) if is.as_secs() > u64::from(u32::MAX) => {
+                f.write_str("a replica does not apply its log (snapshot.max_replica_lag)")
+            }
             Pause::ReplicaLag(is, most) => write!(
                 f,
                 "a replica is {} s behind, over snapshot.max_replica_lag ({} s)",
@@ -197,6 +201,20 @@ impl Gate {
         Some(now.saturating_sub(least)).filter(|g| *g > GROWTH)
     }
 
+    /// The budget that cannot be kept because the source tells nothing for it.
+    pub fn untold(&self) -> Option<&'static str> {
+        let (b, s) = (&self.budgets, self.lock());
+        let load = s.load.as_ref();
+        if b.max_open_transactions > 0 && load.is_some_and(|l| l.open_transactions.is_none()) {
+            return Some("max_open_transactions");
+        }
+        if !b.max_replica_lag.is_zero() && load.is_some_and(|l| l.replica_lag.is_none()) {
+            return Some("max_replica_lag");
+        }
+        // Retained log is told by every source, sooner or later.
+        None
+    }
+
     /// Why this table's copy waits, by the last look.
     pub fn holds(&self, table: &TableName) -> Option<Pause> {
         let s = self.lock();
@@ -278,6 +296,9 @@ mod tests {
         assert_eq!(lag(9), Some("replica_lag"), "it flaps");
         assert_eq!(lag(8), None);
         assert_eq!(lag(9), None);
+        assert_eq!(lag(u64::MAX), Some("replica_lag"));
+        assert!(!gate.look(noon()).unwrap().to_string().contains("1844"));
+        assert_eq!(lag(0), None);
         gate.retained(Some(2 << 30));
         assert_eq!(label(&gate), Some("retained_log"));
         assert_eq!(gate.grown(), None);
@@ -289,6 +310,9 @@ mod tests {
         gate.load(SourceLoad::default());
         assert_eq!(label(&gate), None);
         assert_eq!(gate.grown(), None);
+        assert_eq!(gate.untold(), Some("max_replica_lag"));
+        assert_eq!(lag(1), None);
+        assert_eq!(gate.untold(), None);
     }
 
     #[test]

@@ -76,3 +76,23 @@ impl Pace {
         self.limiter.spend(rows).await;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_limit_is_of_all_workers_together() {
+        let pace = Pace::new(4, 2_000, Gate::default());
+        let began = Instant::now();
+        let worker = async || {
+            for _ in 0..5 {
+                pace.spend(20).await;
+            }
+        };
+        tokio::join!(worker(), worker(), worker(), worker());
+        // Rows are paid for after they are read, so the last ones cost nothing yet.
+        let least = Duration::from_millis((400 - 20) * 1000 / 2_000);
+        assert!(began.elapsed() >= least, "{:?}", began.elapsed());
+    }
+}

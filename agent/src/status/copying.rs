@@ -77,6 +77,8 @@ pub(super) struct CopyProgress {
     pub(super) paused: Option<String>,
     /// Copied since the last time that nothing was to be copied.
     pub(super) counts: bool,
+    /// Every row has been read.
+    pub(super) over: bool,
     pub(super) meter: Meter,
 }
 
@@ -92,13 +94,16 @@ impl CopyProgress {
             return t;
         }
         t.snapshot_rows = t.snapshot_rows.max(self.rows_read);
-        t.paused.clone_from(&self.paused);
+        t.copied |= self.over;
+        // Nothing waits where nothing is left to read.
+        t.paused
+            .clone_from(if t.copied { &None } else { &self.paused });
         if t.copied {
             t.estimated_rows = Some(t.snapshot_rows);
         } else if self.estimated_rows > 0 {
             t.estimated_rows = Some(self.estimated_rows.max(t.snapshot_rows));
         }
-        t.reading = self.meter.rate.is_some() && self.meter.idle < RECENT;
+        t.reading = !t.copied && self.meter.rate.is_some() && self.meter.idle < RECENT;
         t.rows_per_second = self.meter.rate();
         t.seconds_left = self.meter.seconds(self.left(&t));
         t
@@ -111,6 +116,8 @@ impl CopyProgress {
         }
         match t.estimated_rows {
             Some(estimate) if estimate > t.snapshot_rows => Some(estimate - t.snapshot_rows),
+            // Statistics are not exact: it may be the last rows, or it is anybody's guess.
+            Some(_) if self.estimated_rows / 10 * 11 >= t.snapshot_rows => Some(0),
             // An empty table has an estimate of nothing.
             None if t.snapshot_rows == 0 => Some(0),
             _ => None,
@@ -229,6 +236,7 @@ mod tests {
             rows_read,
             estimated_rows,
             counts: true,
+            over: false,
             meter,
             paused: None,
         }
@@ -263,6 +271,8 @@ mod tests {
         let t = copy(100, 1000, 90).describe(&copying);
         assert_eq!((t.snapshot_rows, t.estimated_rows), (100, Some(1000)));
         assert_eq!((t.rows_per_second, t.seconds_left), (Some(90.0), Some(10)));
+        let t = copy(1050, 1000, 90).describe(&copying);
+        assert_eq!((t.estimated_rows, t.seconds_left), (Some(1050), Some(0)));
         // More rows than the statistics say.
         let t = copy(2000, 1000, 90).describe(&copying);
         assert_eq!((t.estimated_rows, t.seconds_left), (Some(2000), None));
@@ -276,6 +286,16 @@ mod tests {
         };
         let t = copy(100, 1000, 90).describe(&read);
         assert_eq!((t.estimated_rows, t.seconds_left), (Some(100), Some(0)));
+        let uncommitted = CopyProgress {
+            over: true,
+            paused: Some("why".into()),
+            ..copy(1000, 1000, 90)
+        };
+        let t = uncommitted.describe(&table("a", TableState::Snapshotting, 10));
+        assert_eq!(
+            (t.seconds_left, t.paused, t.reading),
+            (Some(0), None, false)
+        );
         let live = copy(100, 1000, 90).describe(&table("a", TableState::Live, 100));
         assert_eq!((live.rows_per_second, live.estimated_rows), (None, None));
     }
