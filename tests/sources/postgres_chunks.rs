@@ -10,7 +10,7 @@ use std::sync::Arc;
 on!(
     postgres: keys_of_every_order_are_chunked_without_gaps,
     bounds_are_found_through_the_index,
-    scattered_tables_are_read_by_blocks,
+    large_tables_are_read_by_blocks,
     a_user_s_limits_are_kept,
     a_standby_gives_what_the_base_shows,
     the_load_counts_others,
@@ -192,7 +192,7 @@ async fn bounds_are_found_through_the_index(place: Place) {
         .filter(|p| p.contains("OFFSET 2999") || p.contains("COPY (SELECT"))
     {
         assert!(
-            !plan.contains("Seq Scan") && !plan.contains("Sort"),
+            !plan.contains("Seq Scan") && !plan.contains("->  Sort"),
             "{plan}"
         );
     }
@@ -220,8 +220,8 @@ async fn read(
     }
 }
 
-async fn scattered(db: &Database) -> (Box<dyn Source>, Arc<TableSchema>) {
-    // 20 MB in an order that is not the key's.
+async fn large(db: &Database) -> (Box<dyn Source>, Arc<TableSchema>) {
+    // 20 MB.
     run_script(
         &mut db.session().await,
         "CREATE TABLE t (id int PRIMARY KEY, pad char(500)); ALTER TABLE t ALTER pad SET STORAGE PLAIN;
@@ -234,9 +234,9 @@ async fn scattered(db: &Database) -> (Box<dyn Source>, Arc<TableSchema>) {
     (source, schema)
 }
 
-async fn scattered_tables_are_read_by_blocks(place: Place) {
+async fn large_tables_are_read_by_blocks(place: Place) {
     let db = place.database(&[]).await;
-    let (source, schema) = scattered(&db).await;
+    let (source, schema) = large(&db).await;
     let mut reader = source.open_reader(false).await.unwrap();
     let first = reader.plan(&schema, None, 5000).await.unwrap().unwrap();
     let bound = first.through.clone().unwrap();
@@ -290,29 +290,25 @@ async fn scattered_tables_are_read_by_blocks(place: Place) {
         (Class::Data, Kind::Drift),
         "{error:?}"
     );
-    // In the key's order it is read by the key.
-    run_script(&mut session, "ANALYZE t").await;
-    let first = reader.plan(&schema, None, 5000).await.unwrap().unwrap();
-    assert_eq!(first.through, Some(vec!["5000".to_owned()]));
-    // What may be stored out of line comes whole in the log only with FULL.
+    // Where something is stored out of line, rows that move come whole with FULL alone.
     run_script(
         &mut session,
-        "DROP TABLE t; CREATE TABLE t (id int PRIMARY KEY, pad text);
-         INSERT INTO t SELECT i, repeat('x', 500) FROM generate_series(1, 40000) i ORDER BY i * 7919 % 40009; ANALYZE t",
+        "DROP TABLE t; CREATE TABLE t (id int PRIMARY KEY, pad text); ALTER TABLE t ALTER pad SET STORAGE EXTERNAL;
+         INSERT INTO t SELECT i, repeat('x', 500) FROM generate_series(1, 40000) i",
     )
     .await;
     let schema = tracked(&*source).await.remove(0).schema;
     let mut bounds = Vec::new();
-    for identity in ["DEFAULT", "FULL"] {
-        run_each(
-            &mut session,
-            &[&format!("ALTER TABLE t REPLICA IDENTITY {identity}")],
-        )
-        .await;
+    for change in [
+        "ALTER TABLE t REPLICA IDENTITY DEFAULT",
+        "INSERT INTO t VALUES (0, repeat('x', 5000))",
+        "ALTER TABLE t REPLICA IDENTITY FULL",
+    ] {
+        run_each(&mut session, &[change]).await;
         let first = reader.plan(&schema, None, 5000).await.unwrap().unwrap();
         bounds.push(first.through.unwrap().len());
     }
-    assert_eq!(bounds, [1, 3]);
+    assert_eq!(bounds, [3, 1, 3]);
 }
 
 /// Waits until the reader's copy has run longer than the user may.
@@ -350,7 +346,8 @@ async fn a_user_s_limits_are_kept(place: Place) {
         "{error:?}"
     );
     let part = reader.plan(schema, None, 1000).await.unwrap().unwrap();
-    assert_eq!(read(&mut *reader, schema, &part).await.len(), 1000);
+    let rows = read(&mut *reader, schema, &part).await.len();
+    assert!((900..1100).contains(&rows), "{rows}");
     // A table without a key has no smaller parts.
     let schema = &tables[0].schema;
     let base = source.current_position().await.unwrap();

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 on!(
     postgres: an_exact_read_and_the_log_meet_without_a_gap,
     an_idle_server_s_position_is_reached,
+    a_slot_follows_while_only_others_write,
 );
 
 async fn an_exact_read_and_the_log_meet_without_a_gap(place: Place) {
@@ -70,4 +71,21 @@ async fn an_idle_server_s_position_is_reached(place: Place) {
     let progress = source.progress(&now).await.unwrap();
     assert_eq!(progress.lag_bytes, Some(0));
     assert!(progress.retained_bytes.is_some());
+}
+
+/// The log is all databases': the slot must not stay behind while only others are written to.
+async fn a_slot_follows_while_only_others_write(place: Place) {
+    let db = place
+        .database(&["CREATE TABLE t (id int PRIMARY KEY)"])
+        .await;
+    let other = place.database(&["CREATE TABLE o (id int)"]).await;
+    let source = db.open(db.options());
+    let (_, mut tail) = start(&*source).await;
+    let before = source.current_position().await.unwrap();
+    let write = "INSERT INTO o SELECT generate_series(1, 10000)";
+    run_each(&mut other.session().await, &[write]).await;
+    let log = drain(&*source, &mut *tail, 1 << 20).await;
+    assert!(log.rows.is_empty() && !source.covers(&before, &log.reached).unwrap());
+    tail.acknowledge(&log.reached);
+    db.expect_acknowledged(&log.reached).await;
 }

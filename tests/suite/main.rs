@@ -19,6 +19,7 @@ mod many_tables;
 mod multi_table_transaction;
 mod oracle_sees;
 mod overrides;
+mod partitions;
 mod resnapshot;
 mod restart;
 mod rocksdb_deleted;

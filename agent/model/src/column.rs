@@ -289,6 +289,7 @@ impl ColumnBuilder {
     }
 
     /// The number of cells.
+    #[inline]
     pub fn len(&self) -> usize {
         self.validity().len
     }

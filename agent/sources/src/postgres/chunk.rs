@@ -149,12 +149,12 @@ impl PostgresReader {
     }
 
     /// Where a chunk begins whose bounds are blocks.
-    async fn block(&self, schema: &TableSchema, way: Way, chunk: &Chunk) -> Result<Option<Bound>> {
+    async fn block(&self, schema: &TableSchema, chunk: &Chunk) -> Result<Option<Bound>> {
         if let Some(after) = &chunk.after {
             return Bound::of(after);
         }
         let blocks = Blocks::read(&self.client, schema).await?;
-        let better = blocks.filter(|b| b.are_better(way.ranged));
+        let better = blocks.filter(Blocks::are_better);
         Ok(better.map(|b| Bound {
             file: b.file,
             block: 0,
@@ -530,9 +530,11 @@ impl ChunkReader for PostgresReader {
         }
         self.reset().await?;
         let way = self.way(schema).await?;
-        if let Some(from) = self.block(schema, way, &chunk).await? {
-            let blocks = Blocks::read(&self.client, schema).await?;
-            let end = blocks.and_then(|b| b.end(from.block, rows));
+        if let Some(from) = self.block(schema, &chunk).await? {
+            let end = match Blocks::read(&self.client, schema).await? {
+                Some(blocks) => blocks.end(&self.client, schema, from.block, rows).await?,
+                None => None,
+            };
             // Of the file that the copy began with, whichever there is now: its reader compares.
             let end = end.map(|end| Bound {
                 file: from.file,

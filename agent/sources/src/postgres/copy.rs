@@ -5,7 +5,7 @@ use super::decode::pgoutput::Reader;
 use super::decode::text;
 use super::decode::value::{Codec, ValueError};
 use super::mapping::CopyForm;
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use caudal_model::{ChangeBuffer, Error, Kind, Op, Result, Slot, TableName, TableSchema};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -49,11 +49,18 @@ impl Copy {
 
     /// Decodes whole rows; `true` if the buffer is full and rows may be left.
     pub fn decode(&mut self, into: &mut ChangeBuffer) -> Result<bool> {
-        let held = self.rest.clone();
+        // Taken, not cloned: rows come one in a buffer, and shared counts cost more than a cell.
+        let mut held = std::mem::take(&mut self.rest);
+        let outcome = self.decode_from(&mut held, into);
+        self.rest = held;
+        outcome
+    }
+
+    fn decode_from(&mut self, held: &mut Bytes, into: &mut ChangeBuffer) -> Result<bool> {
         let mut at = 0;
         let table = &self.schema.table;
         if self.header {
-            match binary::header_len(&held) {
+            match binary::header_len(held) {
                 Ok(Some(len)) => {
                     at = len;
                     self.header = false;
@@ -88,7 +95,7 @@ impl Copy {
                 Row::Partial => break,
             }
         }
-        self.rest = held.slice(at.min(held.len())..);
+        held.advance(at.min(held.len()));
         Ok(full)
     }
 

@@ -8,7 +8,7 @@
 use super::catalog::{ColumnType, TableState, TypeKey};
 use super::decode::pgoutput::{Message, RowBody};
 use super::names::Look;
-use super::partitions::{self, Change};
+use super::partitions::{self, Change, Part};
 use super::relation::{Looked, Relation};
 use super::schema::NEEDS_WHOLE_ROWS;
 use super::shape::{Identity, Shapes};
@@ -96,9 +96,8 @@ pub struct Decoder {
     leaving: Vec<(Lsn, TableName)>,
     /// The look, and the `tracking`, whose partitions were compared last.
     compared: (u64, u64),
-    /// A look whose partitions are compared once the tail has passed it, while later ones wait:
-    /// a tail that is always behind would never pass the latest.
-    ahead: Option<Arc<Look>>,
+    /// Partitions that were not known when a row of theirs came, and where it did.
+    met: HashMap<u32, Lsn>,
     /// The table of the last message, if that described one.
     described: Option<u32>,
 }
@@ -119,7 +118,7 @@ impl Decoder {
             followed: (None, 0),
             leaving: Vec::new(),
             compared: (0, 0),
-            ahead: None,
+            met: HashMap::new(),
             described: None,
         }
     }
@@ -135,8 +134,6 @@ impl Decoder {
             relation.now = Looked::NotYet;
         }
         self.leaving.retain(|(_, leaving)| *leaving != name);
-        // It may be older than what the table's partitions are known from.
-        self.ahead = None;
         self.tracked.insert(name, Tracked { table, mark, oid });
         Ok(())
     }
@@ -200,16 +197,14 @@ impl Decoder {
             self.leaving.retain(|(_, leaving)| *leaving != table);
             self.end(table);
         }
-        if self.ahead.is_none() {
-            self.ahead = latest.filter(|look| self.compared != (look.number, self.tracking));
-        }
-        if let Some(look) = self.ahead.take_if(|look| reached >= look.at) {
+        if let Some(look) = latest.filter(|l| self.compared != (l.number, self.tracking)) {
             self.compared = (look.number, self.tracking);
             self.follow_parts(&look, next_seq);
         }
     }
 
-    /// The tail has passed a look: what it shows of partitions is so from here on.
+    /// What a look shows of partitions. The tail may be behind it: a copy that is wanted begins
+    /// once it is not, and a partition may be known before its rows come.
     fn follow_parts(&mut self, look: &Look, next_seq: i64) {
         let mut gone = Vec::new();
         for (name, tracked) in &mut self.tracked {
@@ -220,12 +215,15 @@ impl Decoder {
             let Some(seen) = look.parts.get(&held.oid) else {
                 continue;
             };
-            match partitions::compare(&parts, seen) {
+            // The look may have been taken before one came of which the log has a row already.
+            let later = |p: &Part| self.met.get(&p.oid).is_some_and(|at| *at > look.at);
+            let (later, parts): (Vec<Part>, Vec<Part>) = parts.iter().partition(later);
+            match partitions::compare(&parts.into_iter().collect(), seen) {
                 Change::None => {}
                 Change::Recopy(reason) => gone.push((name.clone(), reason.to_owned())),
                 Change::Grown => {
-                    let now = look.parts(held.oid);
-                    let identity = held.with_parts(now);
+                    let now = seen.iter().map(|s| s.part).chain(later).collect();
+                    let identity = held.with_parts(Some(now));
                     let held = &tracked.table.schema;
                     let schema = Arc::new(next_version(held, &identity, next_seq));
                     tracked.table.schema = schema.clone();
@@ -449,6 +447,9 @@ impl Decoder {
         relation.planned = self.tracking;
         if !is_new {
             return Ok(None);
+        }
+        if let (Some(part), Some(open)) = (&relation.part, &self.open) {
+            self.met.entry(part.oid).or_insert(open.commit_lsn);
         }
         let highest = schema.columns.iter().map(|c| c.id).max().unwrap_or(0);
         tracked.table.next_column_id = tracked.table.next_column_id.max(highest + 1);

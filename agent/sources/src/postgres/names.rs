@@ -47,11 +47,15 @@ struct State {
 
 /// What the catalogue was seen to say of the selected tables.
 #[derive(Debug, Default)]
-pub struct Names(Mutex<State>);
+pub struct Names {
+    state: Mutex<State>,
+    /// One look at a time, so that the latest is the last.
+    looking: tokio::sync::Mutex<()>,
+}
 
 impl Names {
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The latest look.
@@ -99,6 +103,7 @@ pub(super) async fn look(shared: &Shared) -> Result<String> {
 /// The same with what was seen.
 pub(super) async fn take(shared: &Shared) -> Result<(Arc<Look>, String)> {
     let client = shared.control().await?;
+    let _alone = shared.names.looking.lock().await;
     let sql = format!(
         "
 SELECT c.oid, n.nspname::text, c.relname::text, c.relkind::text, c.relreplident::text, x.indkey::text,

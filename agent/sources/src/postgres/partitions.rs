@@ -19,10 +19,11 @@
 //!   files too: the copy that follows finds few rows.
 //!
 //! The partitions that the lake's rows come from are therefore part of the version's
-//! [`super::shape::Identity`], and each look at the catalogue is compared with them once the tail has
-//! passed it. A look that only adds to them makes a version of its own, and so does a row of a
-//! partition that was not known: a partition is known, across restarts too, before any of its
-//! rows is in the lake, so that none can go unnoticed.
+//! [`super::shape::Identity`], and each look at the catalogue is compared with them. A look that only
+//! adds to them makes a version of its own, and so does a row of a partition that was not known:
+//! a partition is known, across restarts too, before any of its rows is in the lake, so that
+//! none can go unnoticed. A look may be ahead of the tail, which does no harm: a new copy waits for
+//! the tail to pass what was seen.
 
 use std::collections::HashMap;
 use std::fmt;

@@ -200,6 +200,13 @@ pub fn decimal(bytes: &[u8], precision: u8, scale: u8) -> Result<i128> {
         _ => return Err(ValueError::Form),
     }
     let scale = i32::from(scale);
+    if let Some(value) = short(r.0, digits, i32::from(weight), scale) {
+        let value = i128::from(if sign == NEGATIVE { -value } else { value });
+        return match fits_precision(value, precision) {
+            true => Ok(value),
+            false => Err(ValueError::Digits),
+        };
+    }
     let mut value = 0i128;
     // The exponent of ten that a digit's unit has in the unscaled result.
     let mut exponent = i32::from(weight) * 4 + scale;
@@ -239,6 +246,32 @@ pub fn decimal(bytes: &[u8], precision: u8, scale: u8) -> Result<i128> {
         return Err(ValueError::Digits);
     }
     Ok(if sign == NEGATIVE { -value } else { value })
+}
+
+/// The digits of a numeric as an unscaled integer, where 64 bits are enough on the way:
+/// nearly every one, in a fraction of the time of 128.
+#[inline]
+fn short(bytes: &[u8], digits: u16, weight: i32, scale: i32) -> Option<i64> {
+    let (groups, rest) = bytes.as_chunks::<2>();
+    if digits > 4 || groups.len() != usize::from(digits) || !rest.is_empty() {
+        return None;
+    }
+    let mut value = 0i64;
+    for group in groups {
+        let digit = i64::from(u16::from_be_bytes(*group));
+        if digit > 9999 {
+            return None;
+        }
+        value = value * 10_000 + digit;
+    }
+    // The exponent of ten that the last group's unit has in the unscaled result.
+    let exponent = (weight - i32::from(digits) + 1) * 4 + scale;
+    let factor = 10i64.checked_pow(exponent.unsigned_abs().min(19))?;
+    if exponent >= 0 {
+        value.checked_mul(factor)
+    } else {
+        (value % factor == 0).then(|| value / factor)
+    }
 }
 
 #[cfg(test)]

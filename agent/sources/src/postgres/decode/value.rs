@@ -179,12 +179,24 @@ pub fn days_from_civil(year: i64, month: u32, day: u32) -> i64 {
     era * 146_097 + days - 719_468
 }
 
+const POWERS: [i128; 39] = {
+    let mut powers = [1; 39];
+    let mut n = 1;
+    while n < 39 {
+        powers[n] = powers[n - 1] * 10;
+        n += 1;
+    }
+    powers
+};
+
 /// 10^n, n ≤ 38.
+#[inline]
 pub fn power_of_ten(n: u32) -> Option<i128> {
-    10i128.checked_pow(n)
+    POWERS.get(n as usize).copied()
 }
 
 /// Whether an unscaled value has at most `precision` digits.
+#[inline]
 pub fn fits_precision(value: i128, precision: u8) -> bool {
     power_of_ten(u32::from(precision))
         .is_some_and(|limit| value.unsigned_abs() < limit.unsigned_abs())
