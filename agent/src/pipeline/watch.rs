@@ -4,6 +4,9 @@
 use super::Pipeline;
 use crate::metrics;
 use crate::requests::Resnapshot;
+use crate::snapshot::Pause;
+use crate::status::StatusBoard;
+use crate::text;
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -21,9 +24,18 @@ pub(super) enum Notice {
     Asked(PathBuf, Resnapshot),
 }
 
+/// Shows a warning while it is true, and logs it once.
+fn warn(board: &StatusBoard, name: &'static str, text: Option<String>) {
+    let logged = text.clone().unwrap_or_default();
+    if board.set_warning(name, text) {
+        tracing::warn!("{logged}");
+    }
+}
+
 impl Pipeline<'_> {
     pub(super) fn spawn_watch(&mut self, mark: Option<String>, notices: mpsc::Sender<Notice>) {
         self.watch_lag();
+        self.watch_copies();
         self.watch_catalog(mark, notices.clone());
         self.watch_requests(notices);
     }
@@ -70,13 +82,69 @@ impl Pipeline<'_> {
         });
     }
 
+    /// Decides which copies wait, and tells how far all of them are.
+    fn watch_copies(&mut self) {
+        let (source, board) = (self.parts.source.clone(), self.parts.board.clone());
+        let (pace, requests) = (self.pace.clone(), self.parts.requests.clone());
+        let every = self.parts.settings.lag_every;
+        self.tasks.spawn(async move {
+            let gate = pace.gate();
+            let mut asked: Option<Instant> = None;
+            let mut said = None;
+            loop {
+                if let Some(requests) = &requests {
+                    gate.ask(requests.paused());
+                }
+                let due = asked.is_none_or(|at| at.elapsed() >= every);
+                if due && gate.needs_load() && board.is_copying() {
+                    // A server that hangs must not keep a request to pause waiting for long.
+                    match tokio::time::timeout(every, source.load()).await {
+                        Ok(Ok(load)) => gate.load(load),
+                        Ok(Err(error)) => tracing::debug!(%error, "the load cannot be read now"),
+                        Err(_) => tracing::debug!("the source did not tell its load in time"),
+                    }
+                    asked = Some(Instant::now());
+                }
+                let pause = gate.look(chrono::Utc::now());
+                // While nothing is copied, nobody wants to know.
+                let label = pause.as_ref().filter(|_| board.is_copying());
+                let label = label.map(Pause::label);
+                if label != said {
+                    match &pause {
+                        Some(reason) if label.is_some() => {
+                            tracing::info!(%reason, "copies wait; the log is read on");
+                        }
+                        _ => tracing::info!("copies go on"),
+                    }
+                    said = label;
+                }
+                let text = pause.as_ref().map(ToString::to_string);
+                board.set_paused(text, |t| gate.holds(t).map(|p| p.to_string()));
+                metrics::snapshot(board.report().snapshot.as_ref(), pause.as_ref());
+                let grown = gate.grown().map(|grown| {
+                    format!(
+                        "the source's log has grown by {} while copies wait for it: something else than copies \
+                         keeps the lake behind",
+                        text::bytes(grown)
+                    )
+                });
+                warn(&board, "retained_log_grows", grown);
+                tokio::time::sleep(LOOK_EVERY).await;
+            }
+        });
+    }
+
     /// Asks the source now and then how far it has got, for the lag, and clears away what
     /// failed attempts left.
     fn watch_lag(&mut self) {
         let source = self.parts.source.clone();
         let board = self.parts.board.clone();
         let mut reached = self.reached.subscribe();
-        let every = self.parts.settings.lag_every;
+        let (every, most) = {
+            let s = &self.parts.settings;
+            (s.lag_every, s.warn_retained_log)
+        };
+        let pace = self.pace.clone();
         let (staging, log) = (self.staging.clone(), self.parts.log.clone());
         self.tasks.spawn(async move {
             let mut caught_up_at = Instant::now();
@@ -94,9 +162,20 @@ impl Pipeline<'_> {
                         let seconds = asked.duration_since(caught_up_at).as_secs_f64();
                         board.set_lag(Some(p.position), p.lag_bytes, Some(seconds));
                         metrics::lag(Some(seconds), p.lag_bytes);
+                        pace.gate().retained(p.retained_bytes);
+                        board.set_retained(p.retained_bytes);
                         if let Some(retained) = p.retained_bytes {
                             metrics::log_retained(retained);
                         }
+                        let over = p.retained_bytes.filter(|r| most > 0 && *r > most);
+                        let over = over.map(|retained| {
+                            format!(
+                                "the source keeps {} of log for this stream, over snapshot.warn_retained_log ({})",
+                                text::bytes(retained),
+                                text::bytes(most)
+                            )
+                        });
+                        warn(&board, "retained_log", over);
                     }
                     Err(error) => tracing::debug!(%error, "the lag cannot be read now"),
                 }

@@ -1,5 +1,7 @@
 //! How much is read from the source for copies at a time.
 
+use super::gate::Gate;
+use caudal_model::TableName;
 use std::time::Duration;
 use tokio::sync::{Mutex, Semaphore, SemaphorePermit};
 use tokio::time::Instant;
@@ -40,15 +42,27 @@ pub struct Pace {
     limiter: Limiter,
     /// One for each chunk that may be read at the same time.
     turns: Semaphore,
+    gate: Gate,
 }
 
 impl Pace {
     /// `workers` chunks at a time; 0 rows per second means no limit.
-    pub fn new(workers: usize, rows_per_second: u64) -> Self {
+    pub fn new(workers: usize, rows_per_second: u64, gate: Gate) -> Self {
         Pace {
             limiter: Limiter::new(rows_per_second),
             turns: Semaphore::new(workers.max(1)),
+            gate,
         }
+    }
+
+    /// What lets chunks begin.
+    pub fn gate(&self) -> &Gate {
+        &self.gate
+    }
+
+    /// Whether no chunk of the table may begin now.
+    pub(super) fn holds(&self, table: &TableName) -> bool {
+        self.gate.holds(table).is_some()
     }
 
     /// Waits until one more chunk may be read; its turn ends when the answer is dropped.

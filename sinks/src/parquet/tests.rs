@@ -307,6 +307,65 @@ async fn row_groups_are_bounded_by_rows_and_by_bytes() {
 }
 
 #[tokio::test]
+async fn row_groups_are_encoded_beside_each_other() {
+    let options = WriterOptions {
+        row_group_rows: 25_000,
+        ..WriterOptions::default()
+    };
+    let mut first = GroupWriter::new(schema(), &options);
+    let mut second = GroupWriter::new(schema(), &options);
+    for writer in [&mut first, &mut second] {
+        writer.write(batch(&schema(), 1, 30_000)).await.unwrap();
+    }
+    let other = Arc::new(TableSchema {
+        version: 2,
+        ..(*schema()).clone()
+    });
+    assert_eq!(
+        second.write(batch(&other, 1, 1)).await.unwrap_err().kind(),
+        Kind::Bug
+    );
+    let store = MemoryStore::new();
+    let mut file = begin(&store, &options).await;
+    for group in second.finish().await.unwrap() {
+        file.append(group).await.unwrap();
+    }
+    file.write(batch(&schema(), 30_001, 10)).await.unwrap();
+    for group in first.finish().await.unwrap() {
+        file.append(group).await.unwrap();
+    }
+    let entry = file.finish().await.unwrap();
+    assert_eq!(
+        (entry.rows, entry.first_seq, entry.last_seq),
+        (60_010, 1, 30_010)
+    );
+    let bytes = store.objects()[&format!("shop/{}", entry.path)].clone();
+    assert_eq!(entry.bytes, bytes.len() as u64);
+    assert_eq!(entry.sha256, hex::encode(Sha256::digest(&bytes)));
+    let groups = metadata(&bytes);
+    let groups: Vec<i64> = groups.row_groups().iter().map(|g| g.num_rows()).collect();
+    assert_eq!(groups, [25_000, 5_000, 25_000, 5_000, 10]);
+    let (many, few) = (
+        batch(&schema(), 1, 30_000).rows,
+        batch(&schema(), 30_001, 10).rows,
+    );
+    let back = read(&bytes);
+    let ids = |batches: &[RecordBatch]| -> i128 {
+        let ids = batches
+            .iter()
+            .map(|b| b.column(0).as_primitive::<Int64Type>());
+        ids.flat_map(|c| {
+            c.values()
+                .iter()
+                .map(|v| i128::from(*v))
+                .collect::<Vec<_>>()
+        })
+        .sum()
+    };
+    assert_eq!(ids(&back), ids(&[many.clone(), many, few]));
+}
+
+#[tokio::test]
 async fn a_file_without_rows_is_still_a_file() {
     let (entry, bytes) = write(&WriterOptions::default(), vec![]).await;
     assert_eq!((entry.rows, entry.first_seq, entry.last_seq), (0, 0, 0));

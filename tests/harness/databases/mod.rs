@@ -204,6 +204,41 @@ impl Server {
         Self::launch(version, &settings, &base, lease, 0, Path::new(""))
     }
 
+    /// A standby of a PostgreSQL server, which streams its log and serves reads.
+    pub fn standby(&self) -> Result<Server> {
+        let version = self.address.version;
+        let base = base_dir()?;
+        let lease = Lease::take(&base.join(format!(
+            "private-{}-{}.lock",
+            version.prefix_name(),
+            unique()
+        )))?;
+        let programs = programs(version)?;
+        let dir = base.join(format!("{}-{}", version.prefix_name(), unique()));
+        make_server_dir(&dir)?;
+        if !crate::keep() {
+            lease.keep_server(0, &dir, Path::new(""))?;
+        }
+        let address = Address {
+            port: free_port()?,
+            // The configuration that is copied names the primary's directory.
+            socket: self.address.socket.clone(),
+            ca_file: self.address.ca_file.clone(),
+            dir,
+            host: self.address.host.clone(),
+            version,
+        };
+        postgres::back_up(&programs, &self.address, &address)?;
+        let server = Server {
+            address,
+            settings: self.settings.clone(),
+            child: Mutex::default(),
+            lease,
+        };
+        server.run(&programs)?;
+        Ok(server)
+    }
+
     fn launch(
         version: Version,
         settings: &[String],

@@ -87,6 +87,23 @@ pub(super) fn initialize(programs: &Programs, address: &Address) -> Result<()> {
     run_single(programs, dir, &data)
 }
 
+/// Copies a running server into the directory of a standby, with where to stream from.
+pub(super) fn back_up(programs: &Programs, primary: &Address, standby: &Address) -> Result<()> {
+    let output = as_server_user(&programs.path("pg_basebackup"))
+        .arg("-D")
+        .arg(standby.dir.join("data"))
+        .args(["-h", &primary.host, "-p", &primary.port.to_string()])
+        .args(["-U", "cdc", "-R", "-c", "fast", "-X", "stream"])
+        .env("PGPASSWORD", "cdcpw")
+        .current_dir(&standby.dir)
+        .output()
+        .context("cannot run pg_basebackup")?;
+    if !output.status.success() {
+        bail!("pg_basebackup: {}", String::from_utf8_lossy(&output.stderr));
+    }
+    Ok(())
+}
+
 /// Creates the users in single-user mode: no client and no open port are needed for it.
 fn run_single(programs: &Programs, dir: &Path, data: &Path) -> Result<()> {
     let mut single = as_server_user(&programs.path("postgres"))

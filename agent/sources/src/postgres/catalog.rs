@@ -5,6 +5,7 @@
 
 use super::connect::{query_error, table_ident};
 use super::mapping::{self, BaseType, Mapped};
+use super::partitions::Parts;
 use caudal_model::{Result, TableName};
 use std::collections::HashMap;
 use tokio_postgres::Client;
@@ -153,13 +154,51 @@ pub struct TableState {
     pub primary: Vec<i32>,
     /// The file of its rows: another one whenever the table was rewritten or truncated.
     pub file: Option<u32>,
+    /// A partitioned table's partitions.
+    pub parts: Option<Vec<PartState>>,
+}
+
+/// A partition as the catalogue has it now.
+#[derive(Debug, Clone)]
+pub struct PartState {
+    /// Its oid.
+    pub oid: u32,
+    /// See [`TableState::file`].
+    pub file: Option<u32>,
+    /// [`CatalogColumn::missing`] of its columns, by their names: their numbers are its own.
+    pub missing: HashMap<String, String>,
+}
+
+impl TableState {
+    /// The same as seen by rows of these partitions: what every one of them keeps for a column
+    /// that was added is what older rows hold. `None` if they differ, or if one of them was
+    /// written anew.
+    pub fn of_parts(&self, held: &Parts) -> Option<TableState> {
+        let now = self.parts.as_deref().unwrap_or_default();
+        let mut older = Vec::new();
+        for part in held.iter().filter(|p| p.file.is_some() && !p.met) {
+            let same = |p: &&PartState| p.oid == part.oid && p.file == part.file;
+            older.push(&now.iter().find(same)?.missing);
+        }
+        let mut state = self.clone();
+        for column in state.columns.iter_mut().filter(|c| !c.dropped) {
+            let mut kept = older.iter().map(|missing| missing.get(&column.name));
+            let first = kept.next().flatten();
+            if !kept.all(|value| value == first) {
+                return None;
+            }
+            column.missing = first.cloned();
+        }
+        Some(state)
+    }
 }
 
 /// A table by its oid; `None` if it was dropped.
 pub async fn table_state(client: &Client, oid: u32) -> Result<Option<TableState>> {
     let before = primary_and_file(client, oid).await?;
     let columns = all_columns(client, &[oid]).await?.remove(&oid);
-    let Some(((_, before), (primary, after))) = before.zip(primary_and_file(client, oid).await?)
+    let Some(((_, before, _), (primary, after, partitioned))) =
+        before.zip(primary_and_file(client, oid).await?)
     else {
         return Ok(None);
     };
@@ -168,16 +207,52 @@ pub async fn table_state(client: &Client, oid: u32) -> Result<Option<TableState>
         primary,
         // The file that the rows had both before and after the columns were read, or none.
         file: before.filter(|_| before == after),
+        parts: if partitioned {
+            Some(parts(client, oid).await?)
+        } else {
+            None
+        },
     }))
 }
 
-async fn primary_and_file(client: &Client, oid: u32) -> Result<Option<(Vec<i32>, Option<u32>)>> {
+/// A partitioned table's partitions of every depth.
+async fn parts(client: &Client, root: u32) -> Result<Vec<PartState>> {
+    let rows = client
+        .query(
+            "SELECT t.relid::oid, pg_relation_filenode(t.relid), a.attname::text,
+                    array_to_string(a.attmissingval, '')
+               FROM pg_partition_tree($1::oid) t
+               LEFT JOIN pg_attribute a ON a.attrelid = t.relid AND a.atthasmissing AND NOT a.attisdropped
+              WHERE t.level > 0",
+            &[&root],
+        )
+        .await
+        .map_err(query_error)?;
+    let mut found: HashMap<u32, PartState> = HashMap::new();
+    for row in rows {
+        let (oid, file): (u32, Option<u32>) = (row.get(0), row.get(1));
+        let part = found.entry(oid).or_insert_with(|| PartState {
+            oid,
+            file,
+            missing: HashMap::new(),
+        });
+        if let (Some(column), Some(text)) = (row.get(2), row.get(3)) {
+            part.missing.insert(column, text);
+        }
+    }
+    Ok(found.into_values().collect())
+}
+
+type TableFacts = (Vec<i32>, Option<u32>, bool);
+
+async fn primary_and_file(client: &Client, oid: u32) -> Result<Option<TableFacts>> {
     let row = client
         .query_opt(
             "SELECT pg_relation_filenode(c.oid::regclass),
                     (SELECT array_agg(k.attnum::int4 ORDER BY k.place)
                        FROM pg_index x, unnest(x.indkey::int2[]) WITH ORDINALITY AS k(attnum, place)
-                      WHERE x.indrelid = c.oid AND x.indisprimary AND k.place <= x.indnkeyatts)
+                      WHERE x.indrelid = c.oid AND x.indisprimary AND k.place <= x.indnkeyatts),
+                    c.relkind = 'p'
                FROM pg_class c WHERE c.oid = $1",
             &[&oid],
         )
@@ -185,17 +260,20 @@ async fn primary_and_file(client: &Client, oid: u32) -> Result<Option<(Vec<i32>,
         .map_err(query_error)?;
     Ok(row.map(|r| {
         let primary = r.get::<_, Option<Vec<i32>>>(1).unwrap_or_default();
-        (primary, r.get(0))
+        (primary, r.get(0), r.get(2))
     }))
 }
 
-/// The oid of a table, if it exists.
-pub async fn table_oid(client: &Client, table: &TableName) -> Result<Option<u32>> {
+/// The oid of a table, and whether it is partitioned; `None` if it does not exist.
+pub async fn table_oid(client: &Client, table: &TableName) -> Result<Option<(u32, bool)>> {
     let row = client
-        .query_one("SELECT to_regclass($1)::oid", &[&table_ident(table)])
+        .query_opt(
+            "SELECT oid, relkind = 'p' FROM pg_class WHERE oid = to_regclass($1)",
+            &[&table_ident(table)],
+        )
         .await
         .map_err(query_error)?;
-    Ok(row.get(0))
+    Ok(row.map(|r| (r.get(0), r.get(1))))
 }
 
 /// The server's version, as `server_version_num`: 180001.

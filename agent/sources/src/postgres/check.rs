@@ -5,7 +5,8 @@
 
 use super::connect::{ident, query_error, table_ident};
 use super::replication::ReplicationConnection;
-use super::schema::{self, CatalogTable};
+use super::schema::{self, Catalog, CatalogTable};
+use super::slot::Publication;
 use super::{Shared, catalog, slot};
 use caudal_model::{Class, Finding, Result, Severity, TableName};
 use tokio_postgres::Client;
@@ -24,10 +25,13 @@ pub(super) async fn check(shared: &Shared) -> Result<Vec<Finding>> {
     let server = Server::read(&client, shared).await?;
     found.extend(server.findings(shared));
     found.push(replication_finding(shared).await?);
-    let tables = schema::catalog_tables(&client, shared).await?;
+    let Catalog { tables, left_out } = schema::catalog_tables(&client, shared).await?;
     found.extend(slot_findings(&client, shared, &server).await?);
     found.extend(publication_findings(&client, shared, &server, &tables, version).await?);
     found.extend(table_findings(&client, shared, &tables).await?);
+    found.extend(left_out.iter().filter_map(|t| {
+        Some(info("table_kind", format!("left out: {}", t.unlogged()?)).subject(&t.table))
+    }));
     Ok(found)
 }
 
@@ -231,15 +235,15 @@ async fn publication_findings(
 ) -> Result<Vec<Finding>> {
     let name = shared.publication();
     let held = slot::published(client, &name).await?;
-    let wanted: Vec<&CatalogTable> = tables.iter().filter(|t| t.kind == "r").collect();
-    let missing: Vec<&CatalogTable> = wanted
+    let missing: Vec<&CatalogTable> = tables
         .iter()
-        .filter(|t| !held.as_ref().is_some_and(|h| h.contains(&t.table)))
-        .copied()
+        .filter(|t| t.unlogged().is_none())
+        .filter(|t| !held.as_ref().is_some_and(|h| h.tables.contains(&t.table)))
         .collect();
     let mut found = Vec::new();
-    if held.is_some() {
+    if let Some(held) = &held {
         found.extend(publication_options(client, &name, version).await?);
+        found.extend(roots(client, &name, held, tables).await?);
         if missing.is_empty() {
             found.push(ok(
                 "publication",
@@ -297,7 +301,7 @@ async fn publication_findings(
 async fn publication_options(client: &Client, name: &str, version: i32) -> Result<Vec<Finding>> {
     let row = client
         .query_one(
-            "SELECT pubinsert AND pubupdate AND pubdelete AND pubtruncate, pubviaroot
+            "SELECT pubinsert AND pubupdate AND pubdelete AND pubtruncate
                FROM pg_publication WHERE pubname = $1",
             &[&name],
         )
@@ -312,18 +316,6 @@ async fn publication_options(client: &Client, name: &str, version: i32) -> Resul
             )
             .mend(format!(
                 "ALTER PUBLICATION {} SET (publish = 'insert, update, delete, truncate');",
-                ident(name)
-            )),
-        );
-    }
-    if row.get::<_, bool>(1) {
-        found.push(
-            error(
-                "publication_root",
-                format!("{name} reports changes of partitions as the parent's"),
-            )
-            .mend(format!(
-                "ALTER PUBLICATION {} SET (publish_via_partition_root = false);",
                 ident(name)
             )),
         );
@@ -355,6 +347,29 @@ async fn publication_options(client: &Client, name: &str, version: i32) -> Resul
     Ok(found)
 }
 
+/// Whether a publication that is there tells the rows of partitions under the name that the
+/// stream has them under.
+async fn roots(
+    client: &Client,
+    name: &str,
+    held: &Publication,
+    tables: &[CatalogTable],
+) -> Result<Vec<Finding>> {
+    let mut found = Vec::new();
+    let partitioned = tables.iter().filter(|t| t.kind == "p");
+    for t in partitioned.filter(|_| !held.via_root && !held.alterable) {
+        let reason = format!("{name} reports changes of the table as those of its partitions");
+        let finding = error("publication_root", reason).subject(&t.table);
+        found.push(finding.mend(slot::via_root_sql(name)));
+    }
+    let names: Vec<TableName> = tables.iter().map(|t| t.table.clone()).collect();
+    for (part, root) in slot::shadowed(client, held, &names).await? {
+        let (reason, mend) = slot::shadow_text(name, &part, &root);
+        found.push(error("publication_root", reason).subject(&part).mend(mend));
+    }
+    Ok(found)
+}
+
 async fn table_findings(
     client: &Client,
     shared: &Shared,
@@ -381,6 +396,7 @@ async fn table_findings(
         found.extend(d.problems);
     }
     for t in tables {
+        found.extend(family(t));
         let options = shared.options.tables.get(&t.table);
         for c in t.columns.iter().filter(|c| !c.generated.is_empty()) {
             if !schema::carried(c, options, generated) {
@@ -393,6 +409,23 @@ async fn table_findings(
     }
     found.extend(row_security(client, shared, tables).await?);
     Ok(found)
+}
+
+/// What a user should know of a table whose rows are not all its own.
+fn family(t: &CatalogTable) -> Option<Finding> {
+    if t.inherits {
+        let reason = "inherits: the rows of parent and child tables are carried each under their own table's name, not with the parent's";
+        return Some(info("table_kind", reason).subject(&t.table));
+    }
+    if t.kind != "p" {
+        return None;
+    }
+    let reason = format!(
+        "partitioned: {} partitions are carried as this table; it is copied again when one of them is detached, dropped, \
+         attached with rows, or truncated or rewritten by itself, for the log does not tell of that",
+        t.parts.len()
+    );
+    Some(info("table_kind", reason).subject(&t.table))
 }
 
 async fn row_security(

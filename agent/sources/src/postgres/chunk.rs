@@ -1,6 +1,6 @@
 //! A table's rows in ranges of its key, by `COPY … (FORMAT binary)`.
 //!
-//! Bounds are found by the server through the key's index and come back as text;
+//! Bounds are found by the server through the key's index (see `blocks` for others) and come back as text;
 //! they are compared by the server only, as row values, with the column's own type
 //! and collation. Rows are decoded from the buffers in which they arrive.
 //!
@@ -8,6 +8,7 @@
 //! schema changes first (ACCESS SHARE, what any SELECT takes), then compared with the
 //! schema that the rows will have, so that the two cannot part in between.
 
+use super::blocks::{Blocks, Bound};
 use super::catalog::{self, CatalogColumn};
 use super::connect::{self, ident, literal, query_error, table_ident};
 use super::copy::Copy;
@@ -15,7 +16,7 @@ use super::mapping::{self, Mapped};
 use super::schema;
 use super::shape::Identity;
 use super::visibility::Snapshot;
-use super::{Lsn, Shared, filter};
+use super::{Lsn, Shared, filter, replica};
 use crate::{ChunkEvent, ChunkReader};
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -41,14 +42,39 @@ pub struct PostgresReader {
     copy: Option<Copy>,
     /// A statement was abandoned while it ran.
     broken: bool,
-    /// Whether a table's key can be split into ranges, of the table asked last.
-    ranged: Option<(Arc<TableSchema>, bool)>,
+    /// How the table that was asked for last is read.
+    ways: Option<(Arc<TableSchema>, Way)>,
+    /// The server is a standby of the source: its host and port.
+    replica: Option<(String, u16)>,
+}
+
+/// How a table is read.
+#[derive(Debug, Clone, Copy)]
+struct Way {
+    /// Ranges of its key can be compared here.
+    ranged: bool,
+    /// Its rows are its partitions'.
+    partitioned: bool,
+}
+
+/// A table that was found to have the schema that its rows will have.
+struct Compared {
+    columns: Vec<(String, Mapped)>,
+    partitioned: bool,
+}
+
+/// What a table's own rows, or its partitions', are selected from.
+fn from(table: &TableName, partitioned: bool) -> String {
+    let only = if partitioned { "" } else { "ONLY " };
+    format!("{only}{}", table_ident(table))
 }
 
 impl PostgresReader {
-    /// Connects.
-    pub async fn open(shared: Arc<Shared>) -> Result<Self> {
-        let client = Self::connect(&shared).await?;
+    /// Connects, to the replica unless an exact read is wanted.
+    pub async fn open(shared: Arc<Shared>, exact: bool) -> Result<Self> {
+        let replica = shared.options.replica.as_deref().filter(|_| !exact);
+        let replica = replica.map(|r| replica::address(r, shared.options.port));
+        let client = Self::connect(&shared, replica.as_ref()).await?;
         Ok(PostgresReader {
             shared,
             client,
@@ -56,21 +82,31 @@ impl PostgresReader {
             exact: None,
             copy: None,
             broken: false,
-            ranged: None,
+            ways: None,
+            replica,
         })
     }
 
     /// A session that reads ranges through the key's index even where statistics are
     /// stale: one wrong plan a chunk makes a copy quadratic.
-    async fn connect(shared: &Shared) -> Result<Client> {
-        let client = connect::connect(shared).await?;
+    async fn connect(shared: &Shared, replica: Option<&(String, u16)>) -> Result<Client> {
+        let options = &shared.options;
+        let (host, port) = match replica {
+            Some((host, port)) => (host, *port),
+            None => (&options.host, options.port),
+        };
+        let client = connect::connect_to(shared, (host, port), true).await?;
         client
             .batch_execute(
                 "SET enable_seqscan = off; SET enable_sort = off; SET max_parallel_workers_per_gather = 0;
-                 SET default_transaction_read_only = on; SET cursor_tuple_fraction = 1.0",
+                 SET default_transaction_read_only = on; SET cursor_tuple_fraction = 1.0;
+                 SELECT set_config('lock_timeout', '8000', false) WHERE current_setting('lock_timeout') = '0'",
             )
             .await
             .map_err(query_error)?;
+        if replica.is_some() {
+            replica::verify(&client, shared).await?;
+        }
         Ok(client)
     }
 
@@ -82,7 +118,7 @@ impl PostgresReader {
             self.copy = None;
             self.exact = None;
             self.in_transaction = false;
-            self.client = Self::connect(&self.shared).await?;
+            self.client = Self::connect(&self.shared, self.replica.as_ref()).await?;
             self.broken = false;
         } else if self.in_transaction {
             self.client
@@ -112,19 +148,51 @@ impl PostgresReader {
         }
     }
 
-    /// Whether ranges of the table's key can be compared here.
-    async fn is_ranged(&mut self, schema: &Arc<TableSchema>) -> Result<bool> {
-        if let Some((asked, ranged)) = &self.ranged
+    /// Where a chunk begins whose bounds are blocks.
+    async fn block(&self, schema: &TableSchema, way: Way, chunk: &Chunk) -> Result<Option<Bound>> {
+        if let Some(after) = &chunk.after {
+            return Bound::of(after);
+        }
+        let blocks = Blocks::read(&self.client, schema).await?;
+        let better = blocks.filter(|b| b.are_better(way.ranged));
+        Ok(better.map(|b| Bound {
+            file: b.file,
+            block: 0,
+        }))
+    }
+
+    /// Whether the rows are where they were when the chunk's bounds were found.
+    async fn same_file(&self, schema: &TableSchema, chunk: &Chunk) -> Result<()> {
+        for bound in [&chunk.after, &chunk.through].into_iter().flatten() {
+            if let Some(bound) = Bound::of(bound)? {
+                let now = Blocks::read(&self.client, schema).await?;
+                if now.is_none_or(|b| b.file != bound.file) {
+                    let text = "is not as it was: its rows were written anew while it was copied";
+                    return Err(Error::drift(&schema.table, text));
+                }
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// How the table is read.
+    async fn way(&mut self, schema: &Arc<TableSchema>) -> Result<Way> {
+        if let Some((asked, way)) = &self.ways
             && Arc::ptr_eq(asked, schema)
         {
-            return Ok(*ranged);
+            return Ok(*way);
         }
-        let columns = self.compare(schema).await?;
-        let ranged = columns
-            .iter()
-            .all(|(name, m)| m.ranged || !schema.key.contains(name));
-        self.ranged = Some((schema.clone(), ranged));
-        Ok(ranged)
+        let compared = self.compare(schema).await?;
+        let way = Way {
+            ranged: compared
+                .columns
+                .iter()
+                .all(|(name, m)| m.ranged || !schema.key.contains(name)),
+            partitioned: compared.partitioned,
+        };
+        self.ways = Some((schema.clone(), way));
+        Ok(way)
     }
 
     async fn begin(&mut self, isolation: &str, table: &TableName) -> Result<()> {
@@ -140,10 +208,10 @@ impl PostgresReader {
     }
 
     /// The columns with how to read them, if the table has the schema.
-    async fn compare(&self, schema: &TableSchema) -> Result<Vec<(String, Mapped)>> {
+    async fn compare(&self, schema: &TableSchema) -> Result<Compared> {
         let table = &schema.table;
         let changed = |why: &str| Error::drift(table, format!("is not as it was: {why}"));
-        let oid = catalog::table_oid(&self.client, table)
+        let (oid, partitioned) = catalog::table_oid(&self.client, table)
             .await?
             .ok_or_else(|| changed("it does not exist any more"))?;
         if Identity::held(schema).is_some_and(|held| held.oid != oid) {
@@ -176,9 +244,13 @@ impl PostgresReader {
             });
             selected.push((c.name.clone(), mapped));
         }
+        let compared = Compared {
+            columns: selected,
+            partitioned,
+        };
         match schema.evolve(0, &specs, &schema.key, i32::MAX - 4096, mapping::retains) {
-            Evolution::Same => Ok(selected),
-            Evolution::Next(next) if unnumbered(schema) == unnumbered(&next) => Ok(selected),
+            Evolution::Same => Ok(compared),
+            Evolution::Next(next) if unnumbered(schema) == unnumbered(&next) => Ok(compared),
             Evolution::Next(_) => Err(changed("columns were added, dropped, renamed or widened")),
             Evolution::Recopy(why) => Err(changed(&why)),
         }
@@ -195,7 +267,8 @@ impl PostgresReader {
             .client
             .query_one(
                 "SELECT coalesce(max(pg_relation_size(reltoastrelid)), 0) > 0 FROM pg_class
-                  WHERE oid = to_regclass($1) AND reltoastrelid <> 0",
+                  WHERE reltoastrelid <> 0 AND (oid = to_regclass($1)
+                        OR oid IN (SELECT relid FROM pg_partition_tree(to_regclass($1))))",
                 &[&table_ident(table)],
             )
             .await
@@ -232,9 +305,16 @@ impl PostgresReader {
                 ));
             }
             self.reset().await?;
+            if self.replica.is_some() {
+                replica::await_base(&self.client, &self.shared, &schema.table).await?;
+            }
             self.begin("READ COMMITTED", &schema.table).await?;
         }
-        let selected = self.compare(schema).await?;
+        let Compared {
+            columns: selected,
+            partitioned,
+        } = self.compare(schema).await?;
+        self.same_file(schema, chunk).await?;
         let limit = self.shared.options.value_bytes;
         // Two expressions a column at most, of the 1,664 that a statement may have.
         let guarded = selected.len() <= 800 && self.holds_long_values(&schema.table).await?;
@@ -254,9 +334,9 @@ impl PostgresReader {
         }
         list.append(&mut sizes);
         let sql = format!(
-            "COPY (SELECT {} FROM ONLY {}{}) TO STDOUT (FORMAT binary)",
+            "COPY (SELECT {} FROM {}{}) TO STDOUT (FORMAT binary)",
             list.join(", "),
-            table_ident(&schema.table),
+            from(&schema.table, partitioned),
             self.carried(schema, chunk, only)?,
         );
         let stream = self
@@ -302,10 +382,16 @@ impl PostgresReader {
         let key = self.key_columns(schema)?;
         let mut parts = Vec::new();
         if let Some(after) = &chunk.after {
-            parts.push(comparison(&key, ">", after)?);
+            parts.push(match Bound::of(after)? {
+                Some(bound) => bound.condition(">="),
+                None => comparison(&key, ">", after)?,
+            });
         }
         if let Some(through) = &chunk.through {
-            parts.push(comparison(&key, "<=", through)?);
+            parts.push(match Bound::of(through)? {
+                Some(bound) => bound.condition("<"),
+                None => comparison(&key, "<=", through)?,
+            });
         }
         Ok(if parts.is_empty() {
             String::new()
@@ -340,11 +426,15 @@ fn comparison(key: &[(&str, &str)], operator: &str, bound: &[String]) -> Result<
     if let ([name], [value]) = (names.as_slice(), values.as_slice()) {
         return Ok(format!("{name} {operator} {value}"));
     }
-    Ok(format!(
-        "({}) {operator} ({})",
-        names.join(", "),
-        values.join(", ")
-    ))
+    let row = format!("({}) {operator} ({})", names.join(", "), values.join(", "));
+    // Partitions are chosen by single columns alone; the first one's order is the row's.
+    Ok(match (names.first(), values.first()) {
+        (Some(name), Some(value)) => format!(
+            "{row} AND {name} {}= {value}",
+            operator.trim_end_matches('=')
+        ),
+        _ => row,
+    })
 }
 
 /// An error of a statement on one table: what is wrong with the table stops it alone.
@@ -371,14 +461,30 @@ fn table_error(table: &TableName, e: tokio_postgres::Error) -> Error {
     }
 }
 
+/// A table without a key is one statement, which no other try makes shorter.
+fn unsplittable(schema: &TableSchema, error: Error) -> Error {
+    if schema.has_key() || error.kind() != Kind::Timeout {
+        return error;
+    }
+    Error::data(&schema.table, "its copy, which is one statement for want of a key, is too long")
+        .caused_by(error)
+        .hint(format!(
+            "raise statement_timeout (or what the server names) for the user, or give the table a key; then run `caudal resnapshot {}`",
+            schema.table
+        ))
+}
+
 #[async_trait]
 impl ChunkReader for PostgresReader {
-    async fn await_visible(&mut self, _table: &TableName, base: &Position) -> Result<()> {
+    async fn await_visible(&mut self, table: &TableName, base: &Position) -> Result<()> {
         self.reset().await?;
-        self.shared
-            .delivered
-            .await_visible(&self.client, Lsn::of(base)?)
-            .await
+        let base = Lsn::of(base)?;
+        if self.replica.is_some() {
+            self.shared.bases.note(table, base);
+            return replica::await_replay(&self.client, base).await;
+        }
+        let delivered = &self.shared.delivered;
+        delivered.await_visible(&self.client, base).await
     }
 
     async fn open_exact(&mut self, schema: &Arc<TableSchema>, base: &Position) -> Result<Mark> {
@@ -423,16 +529,28 @@ impl ChunkReader for PostgresReader {
             return Ok(Some(chunk));
         }
         self.reset().await?;
-        if !self.is_ranged(schema).await? {
+        let way = self.way(schema).await?;
+        if let Some(from) = self.block(schema, way, &chunk).await? {
+            let blocks = Blocks::read(&self.client, schema).await?;
+            let end = blocks.and_then(|b| b.end(from.block, rows));
+            // Of the file that the copy began with, whichever there is now: its reader compares.
+            let end = end.map(|end| Bound {
+                file: from.file,
+                ..end
+            });
+            chunk.through = end.map(Bound::text);
+            return Ok(Some(chunk));
+        }
+        if !way.ranged {
             return Ok(Some(chunk));
         }
         let key = self.key_columns(schema)?;
         let names: Vec<String> = key.iter().map(|(name, _)| ident(name)).collect();
         let texts: Vec<String> = names.iter().map(|n| format!("format('%s', {n})")).collect();
         let sql = format!(
-            "SELECT {} FROM ONLY {}{} ORDER BY {} OFFSET {} LIMIT 1",
+            "SELECT {} FROM {}{} ORDER BY {} OFFSET {} LIMIT 1",
             texts.join(", "),
-            table_ident(&schema.table),
+            from(&schema.table, way.partitioned),
             self.condition(schema, &chunk)?,
             names.join(", "),
             rows.max(1) - 1,
@@ -452,12 +570,19 @@ impl ChunkReader for PostgresReader {
         chunk: &Chunk,
         only: Option<&Filter>,
     ) -> Result<()> {
-        let started = self.start_copy(schema, chunk, only).await;
+        let mut started = self.start_copy(schema, chunk, only).await;
+        let drifted = |s: &Result<()>| s.as_ref().is_err_and(|e| e.kind() == Kind::Drift);
+        if self.replica.is_some() && drifted(&started) {
+            // The version may be one that the replica does not have yet.
+            self.reset().await?;
+            replica::await_primary(&self.client, &self.shared).await?;
+            started = self.start_copy(schema, chunk, only).await;
+        }
         if started.is_err() && self.in_transaction {
             // Its lock would hold up who changes the table, until the reader is used again.
             let _ = self.reset().await;
         }
-        started
+        started.map_err(|e| unsplittable(schema, e))
     }
 
     async fn next(&mut self, into: &mut ChangeBuffer) -> Result<ChunkEvent> {
@@ -472,7 +597,7 @@ impl ChunkReader for PostgresReader {
             match copy.stream.next().await {
                 Some(Ok(bytes)) => copy.receive(bytes),
                 Some(Err(e)) => {
-                    let error = table_error(&copy.schema.table, e);
+                    let error = unsplittable(&copy.schema, table_error(&copy.schema.table, e));
                     if error.class() == Class::Data {
                         // The server has ended the copy; only the transaction is open.
                         self.copy = None;
@@ -490,6 +615,9 @@ impl ChunkReader for PostgresReader {
         }
         self.copy = None;
         self.exact = None;
+        if self.replica.is_some() {
+            replica::still_standby(&self.client).await?;
+        }
         self.client
             .batch_execute("COMMIT")
             .await

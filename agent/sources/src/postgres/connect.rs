@@ -37,10 +37,19 @@ pub const SESSION: [(&str, &str); 15] = [
     ("row_security", "off"),
 ];
 
-/// The settings as the startup packet's `options`.
-pub fn session_options() -> String {
+/// Limits of a role or a database that a session which reads chunks keeps to: a chunk that
+/// runs into one is read in smaller parts.
+const LIMITS: [&str; 3] = [
+    "statement_timeout",
+    "lock_timeout",
+    "idle_in_transaction_session_timeout",
+];
+
+/// The settings as the startup packet's `options`. `limited`: without [`LIMITS`].
+pub fn session_options(limited: bool) -> String {
     SESSION
         .iter()
+        .filter(|(k, _)| !limited || !LIMITS.contains(k))
         .map(|(k, v)| format!("-c {k}={v}"))
         .collect::<Vec<_>>()
         .join(" ")
@@ -49,15 +58,26 @@ pub fn session_options() -> String {
 /// Opens a connection, whose driver task ends with the client.
 pub async fn connect(shared: &Shared) -> Result<Client> {
     let o = &shared.options;
+    connect_to(shared, (&o.host, o.port), false).await
+}
+
+/// Opens a connection to a server. `limited`: with the limits that the user has there.
+pub async fn connect_to(
+    shared: &Shared,
+    (host, port): (&str, u16),
+    limited: bool,
+) -> Result<Client> {
+    let o = &shared.options;
+    let at = format!("{host}:{port}");
     let mut config = Config::new();
     config
-        .host(&o.host)
-        .port(o.port)
+        .host(host)
+        .port(port)
         .user(&o.user)
         .password(o.password.expose_secret())
         .dbname(shared.database())
-        .application_name(format!("caudal {}", o.stream))
-        .options(session_options())
+        .application_name(shared.application())
+        .options(session_options(limited))
         .connect_timeout(o.connect_timeout)
         .keepalives_idle(Duration::from_secs(60))
         .ssl_mode(match o.tls.mode {
@@ -71,7 +91,7 @@ pub async fn connect(shared: &Shared) -> Result<Client> {
                 let (client, connection) = config
                     .connect(NoTls)
                     .await
-                    .map_err(|e| shared.connect_error(e))?;
+                    .map_err(|e| connect_error(e, &at))?;
                 tokio::spawn(connection);
                 Ok(client)
             }
@@ -80,7 +100,7 @@ pub async fn connect(shared: &Shared) -> Result<Client> {
                 let (client, connection) = config
                     .connect(connector)
                     .await
-                    .map_err(|e| shared.connect_error(e))?;
+                    .map_err(|e| connect_error(e, &at))?;
                 tokio::spawn(connection);
                 Ok(client)
             }
@@ -89,7 +109,7 @@ pub async fn connect(shared: &Shared) -> Result<Client> {
     // The driver's own timeout covers the TCP connect only.
     match tokio::time::timeout(o.connect_timeout, attempt).await {
         Ok(result) => result,
-        Err(_) => Err(shared.timed_out()),
+        Err(_) => Err(timed_out(&at, o.connect_timeout)),
     }
 }
 
@@ -100,31 +120,39 @@ impl Shared {
     }
 
     pub(super) fn timed_out(&self) -> Error {
-        let limit = self.options.connect_timeout;
-        Error::retryable(
-            Kind::Source,
-            format!("{} did not answer within {limit:?}", self.server()),
-        )
-        .hint("check [source] host and port, the firewall, and that the server runs")
+        timed_out(&self.server(), self.options.connect_timeout)
     }
 
-    fn connect_error(&self, e: tokio_postgres::Error) -> Error {
-        use std::error::Error as _;
-        let at = format!("cannot connect to {}", self.server());
-        if e.as_db_error().is_some() {
-            return query_error(e).context(at);
-        }
-        let text = e.to_string();
-        if text.contains("TLS") || text.contains("tls") {
-            return tls_error(e.source().map_or(text, ToString::to_string)).context(at);
-        }
-        if text.contains("authentication") || text.contains("password missing") {
-            return Error::fatal(Kind::Prerequisite, text)
-                .hint("check [source] user and password")
-                .context(at);
-        }
-        Error::retryable(Kind::Source, at).caused_by(e)
+    /// What the agent's sessions are called.
+    pub(super) fn application(&self) -> String {
+        format!("caudal {}", self.options.stream)
     }
+}
+
+fn timed_out(server: &str, limit: Duration) -> Error {
+    Error::retryable(
+        Kind::Source,
+        format!("{server} did not answer within {limit:?}"),
+    )
+    .hint("check [source] host and port, the firewall, and that the server runs")
+}
+
+fn connect_error(e: tokio_postgres::Error, server: &str) -> Error {
+    use std::error::Error as _;
+    let at = format!("cannot connect to {server}");
+    if e.as_db_error().is_some() {
+        return query_error(e).context(at);
+    }
+    let text = e.to_string();
+    if text.contains("TLS") || text.contains("tls") {
+        return tls_error(e.source().map_or(text, ToString::to_string)).context(at);
+    }
+    if text.contains("authentication") || text.contains("password missing") {
+        return Error::fatal(Kind::Prerequisite, text)
+            .hint("check [source] user and password")
+            .context(at);
+    }
+    Error::retryable(Kind::Source, at).caused_by(e)
 }
 
 /// A TLS handshake that failed: waiting does not mend it.
@@ -146,6 +174,10 @@ pub fn query_error(e: tokio_postgres::Error) -> Error {
     }
 }
 
+/// A statement, a transaction or its idle time was too long for a limit, or for a standby that
+/// must replay what it holds up.
+const LIMIT_REACHED: [&str; 4] = ["57014", "25P03", "25P04", "40001"];
+
 /// An error by its SQLSTATE.
 pub fn server_error(code: &str, message: &str) -> Error {
     let text = format!("the server says: {message} ({code})");
@@ -154,6 +186,7 @@ pub fn server_error(code: &str, message: &str) -> Error {
         // A retry would meet it again, and so would every one.
         _ if message.contains("invalid memory alloc request size") => Error::fatal(Kind::Source, text)
             .hint("a row is longer than the gigabyte that the server can send (bytea counts twice); if the log holds it, the slot cannot pass it: drop the slot, exclude the table, and run `caudal resnapshot` for the others"),
+        _ if LIMIT_REACHED.contains(&code) => Error::retryable(Kind::Timeout, text),
         "28" => Error::fatal(Kind::Prerequisite, text)
             .hint("check [source] user and password, and the server's pg_hba.conf"),
         "3D" => Error::fatal(Kind::Prerequisite, text).hint("check [source] database"),

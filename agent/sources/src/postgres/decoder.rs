@@ -7,6 +7,8 @@
 
 use super::catalog::{ColumnType, TableState, TypeKey};
 use super::decode::pgoutput::{Message, RowBody};
+use super::names::Look;
+use super::partitions::{self, Change};
 use super::relation::{Looked, Relation};
 use super::schema::NEEDS_WHOLE_ROWS;
 use super::shape::{Identity, Shapes};
@@ -89,9 +91,16 @@ pub struct Decoder {
     /// Events that come before anything else.
     pub queued: VecDeque<TailEvent>,
     /// The look, and the `tracking`, for which names were followed last.
-    followed: (Option<Lsn>, u64),
+    followed: (Option<u64>, u64),
     /// Tables whose names went to others, and the place in the log from where on that is so.
     leaving: Vec<(Lsn, TableName)>,
+    /// The look, and the `tracking`, whose partitions were compared last.
+    compared: (u64, u64),
+    /// A look whose partitions are compared once the tail has passed it, while later ones wait:
+    /// a tail that is always behind would never pass the latest.
+    ahead: Option<Arc<Look>>,
+    /// The table of the last message, if that described one.
+    described: Option<u32>,
 }
 
 impl Decoder {
@@ -109,6 +118,9 @@ impl Decoder {
             queued: VecDeque::new(),
             followed: (None, 0),
             leaving: Vec::new(),
+            compared: (0, 0),
+            ahead: None,
+            described: None,
         }
     }
 
@@ -123,6 +135,8 @@ impl Decoder {
             relation.now = Looked::NotYet;
         }
         self.leaving.retain(|(_, leaving)| *leaving != name);
+        // It may be older than what the table's partitions are known from.
+        self.ahead = None;
         self.tracked.insert(name, Tracked { table, mark, oid });
         Ok(())
     }
@@ -143,6 +157,7 @@ impl Decoder {
 
     /// A transaction begins.
     pub fn begin(&mut self, xid: u32, commit_lsn: Lsn, committed_at_us: i64) {
+        self.described = None;
         let full_xid = self.clock.extend(xid);
         self.open = Some(OpenTransaction {
             xid,
@@ -166,10 +181,10 @@ impl Decoder {
     }
 
     /// Between transactions, at `reached`: tables end whose names have gone to others.
-    pub fn follow_names(&mut self, reached: Lsn) {
+    pub fn follow_names(&mut self, reached: Lsn, next_seq: i64) {
         let latest = self.shared.names.latest();
-        let seen = (latest.as_ref().map(|look| look.at), self.tracking);
-        if let Some(look) = latest.filter(|_| self.followed != seen) {
+        let seen = (latest.as_ref().map(|look| look.number), self.tracking);
+        if let Some(look) = latest.as_ref().filter(|_| self.followed != seen) {
             self.followed = seen;
             for (name, tracked) in &self.tracked {
                 let now = look.tables.get(name).copied();
@@ -185,6 +200,44 @@ impl Decoder {
             self.leaving.retain(|(_, leaving)| *leaving != table);
             self.end(table);
         }
+        if self.ahead.is_none() {
+            self.ahead = latest.filter(|look| self.compared != (look.number, self.tracking));
+        }
+        if let Some(look) = self.ahead.take_if(|look| reached >= look.at) {
+            self.compared = (look.number, self.tracking);
+            self.follow_parts(&look, next_seq);
+        }
+    }
+
+    /// The tail has passed a look: what it shows of partitions is so from here on.
+    fn follow_parts(&mut self, look: &Look, next_seq: i64) {
+        let mut gone = Vec::new();
+        for (name, tracked) in &mut self.tracked {
+            let held = Identity::held(&tracked.table.schema);
+            let Some((held, parts)) = held.and_then(|h| Some((h.clone(), h.parts?))) else {
+                continue;
+            };
+            let Some(seen) = look.parts.get(&held.oid) else {
+                continue;
+            };
+            match partitions::compare(&parts, seen) {
+                Change::None => {}
+                Change::Recopy(reason) => gone.push((name.clone(), reason.to_owned())),
+                Change::Grown => {
+                    let now = look.parts(held.oid);
+                    let identity = held.with_parts(now);
+                    let held = &tracked.table.schema;
+                    let schema = Arc::new(next_version(held, &identity, next_seq));
+                    tracked.table.schema = schema.clone();
+                    self.tracking += 1;
+                    self.queued.push_back(TailEvent::Schema(schema));
+                }
+            }
+        }
+        for (table, reason) in gone {
+            self.untrack(&table);
+            self.queued.push_back(TailEvent::Recopy { table, reason });
+        }
     }
 
     /// A table's name went to another table.
@@ -198,15 +251,25 @@ impl Decoder {
 
     /// One message inside a transaction.
     pub fn change(&mut self, message: &Message<'_>, into: &mut ChangeBuffer) -> Result<Outcome> {
+        // Types may be described in between.
+        if matches!(message, Message::Other) {
+            return Ok(Outcome::Done);
+        }
+        let described = self.described.take();
         match message {
             Message::Relation { relation, .. } => {
-                self.relations
-                    .insert(relation.oid, Relation::new(relation)?);
+                let new = Relation::new(relation)?;
+                // The server describes a root in front of the partition whose row follows.
+                let root = described.and_then(|oid| self.relations.get_mut(&oid));
+                if let Some(root) = root.filter(|_| !self.tracked.contains_key(&new.table)) {
+                    root.part = Some(new.as_part(relation.oid));
+                }
+                self.described = Some(relation.oid);
+                self.relations.insert(relation.oid, new);
                 Ok(Outcome::Done)
             }
             Message::Row { relation, row, .. } => self.row(*relation, row, into),
             Message::Truncate { relations, .. } => self.truncate(relations, into),
-            Message::Other => Ok(Outcome::Done),
             _ => Err(Error::fatal(
                 Kind::Corrupt,
                 "replication stream: a message out of order",
@@ -394,6 +457,16 @@ impl Decoder {
     }
 }
 
+/// The version that differs in what the table is known by alone.
+fn next_version(held: &TableSchema, identity: &Identity, since_seq: i64) -> TableSchema {
+    TableSchema {
+        version: held.version + 1,
+        since_seq,
+        source_id: Some(identity.to_string()),
+        ..held.clone()
+    }
+}
+
 /// What a table's new message is compared with.
 struct Reading<'a> {
     shared: &'a Shared,
@@ -426,6 +499,26 @@ impl Reading<'_> {
         let Looked::There(now) = &relation.now else {
             return Ok(self.gone(&specs));
         };
+        let part = relation.part.as_ref().filter(|_| now.parts.is_some());
+        if let Some(part) =
+            part.filter(|p| !p.identifies(&self.held.key) || (whole && p.identity != b'f'))
+        {
+            let text = format!(
+                "the log does not carry the old rows of its partition {}",
+                part.table
+            );
+            return Err(Error::data(table, text).hint(format!(
+                "ALTER TABLE {} REPLICA IDENTITY FULL; then run `caudal resnapshot {table}`",
+                connect::table_ident(&part.table)
+            )));
+        }
+        let identity = Identity::held(self.held).filter(|h| h.oid == self.oid);
+        let held_parts = identity.as_ref().and_then(|h| h.parts.as_ref());
+        let of_parts = held_parts.map(|held| now.of_parts(held));
+        let now = match &of_parts {
+            Some(Some(state)) => state,
+            _ => &**now,
+        };
         let shapes = Shapes {
             held: self.held,
             now,
@@ -446,9 +539,15 @@ impl Reading<'_> {
                 continue;
             };
             let names = &self.shared.names;
-            let held = Identity::held(self.held).filter(|h| h.oid == self.oid);
-            let unwritten = names.unwritten(self.oid, now.file, number)
-                || held.is_some_and(|h| h.unwritten(number, now.file));
+            let unwritten = match &of_parts {
+                Some(state) => state.is_some(),
+                None => {
+                    names.unwritten(self.oid, now.file, number)
+                        || identity
+                            .as_ref()
+                            .is_some_and(|h| h.unwritten(number, now.file))
+                }
+            };
             let older = shapes.older_rows(number, type_key, &spec.lake_type, unwritten);
             (spec.source_id, spec.older_rows) = (Some(number), older);
         }
@@ -465,7 +564,8 @@ impl Reading<'_> {
         let evolution = self
             .held
             .evolve(next_seq, &specs, &key, next_id, mapping::retains);
-        Ok(self.identified(evolution, next_seq, &numbers, now))
+        let part = part.map(|p| p.oid);
+        Ok(self.identified(evolution, next_seq, &numbers, now, part))
     }
 
     /// The same with the identity that the table has now. A column that is left out is no
@@ -476,10 +576,15 @@ impl Reading<'_> {
         next_seq: i64,
         numbers: &[i32],
         now: &TableState,
+        part: Option<u32>,
     ) -> Evolution {
         let held = Identity::held(self.held);
         let most = numbers.iter().max().copied().unwrap_or(0);
-        let greatest = most.max(held.map_or(0, |h| h.greatest));
+        let before = held.as_ref().map_or(0, |h| h.greatest);
+        let greatest = most.max(before);
+        let parts = held.and_then(|h| h.parts);
+        let met = part.filter(|oid| parts.as_ref().is_some_and(|p| p.get(*oid).is_none()));
+        let grown = met.is_some();
         let now = Identity {
             oid: self.oid,
             greatest,
@@ -487,17 +592,18 @@ impl Reading<'_> {
             file: now
                 .file
                 .filter(|_| now.columns.iter().all(|c| c.number <= greatest)),
+            parts: match (parts, met) {
+                (Some(parts), Some(oid)) => Some(parts.with(oid)),
+                (parts, _) => parts,
+            },
         };
-        let source_id = Some(now.to_string());
         match evolution {
-            Evolution::Next(next) => Evolution::Next(TableSchema { source_id, ..next }),
-            Evolution::Same if held.is_some_and(|h| h.greatest < now.greatest) => {
-                Evolution::Next(TableSchema {
-                    version: self.held.version + 1,
-                    since_seq: next_seq,
-                    source_id,
-                    ..self.held.clone()
-                })
+            Evolution::Next(next) => Evolution::Next(TableSchema {
+                source_id: Some(now.to_string()),
+                ..next
+            }),
+            Evolution::Same if grown || (before > 0 && before < now.greatest) => {
+                Evolution::Next(next_version(self.held, &now, next_seq))
             }
             other => other,
         }

@@ -5,13 +5,15 @@
 //! `schema` (types) and `connect` (session settings).
 
 use crate::{
-    ChunkReader, DiscoveredTable, Source, SourceOptions, SourceProgress, Tail, TrackedTable,
+    ChunkReader, DiscoveredTable, Source, SourceLoad, SourceOptions, SourceProgress, Tail,
+    TrackedTable,
 };
 use async_trait::async_trait;
 use caudal_model::{Finding, Position, Result, TableName};
 use std::sync::Arc;
 use tokio_postgres::Client;
 
+mod blocks;
 pub(crate) mod catalog;
 mod check;
 mod chunk;
@@ -20,10 +22,13 @@ mod copy;
 pub mod decode;
 mod decoder;
 mod filter;
+mod load;
 mod lsn;
 pub(crate) mod mapping;
 mod names;
+mod partitions;
 pub(crate) mod relation;
+mod replica;
 mod replication;
 mod schema;
 mod shape;
@@ -39,6 +44,8 @@ pub(crate) struct Shared {
     pub(crate) options: SourceOptions,
     /// INV-5: commits that the tail has delivered.
     pub(crate) delivered: visibility::Delivered,
+    /// What chunks that a replica gives must see.
+    pub(crate) bases: replica::Bases,
     /// What the catalogue was seen to call the selected tables.
     pub(crate) names: names::Names,
     /// One connection for questions, opened when it is first needed.
@@ -95,6 +102,7 @@ impl PostgresSource {
         let shared = Shared {
             options,
             delivered: visibility::Delivered::default(),
+            bases: replica::Bases::default(),
             names: names::Names::default(),
             control: tokio::sync::Mutex::new(None),
         };
@@ -149,9 +157,13 @@ impl Source for PostgresSource {
         ))
     }
 
-    async fn open_reader(&self, _exact: bool) -> Result<Box<dyn ChunkReader>> {
+    async fn load(&self) -> Result<SourceLoad> {
+        load::load(&self.shared).await
+    }
+
+    async fn open_reader(&self, exact: bool) -> Result<Box<dyn ChunkReader>> {
         Ok(Box::new(
-            chunk::PostgresReader::open(self.shared.clone()).await?,
+            chunk::PostgresReader::open(self.shared.clone(), exact).await?,
         ))
     }
 }

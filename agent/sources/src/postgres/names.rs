@@ -8,20 +8,34 @@
 
 use super::catalog::CatalogColumn;
 use super::connect::query_error;
+use super::partitions::{self, HARMLESS, Part, Parts, Seen};
 use super::{Lsn, Shared, slot};
 use caudal_model::{Result, TableName};
-use std::collections::HashMap;
 use std::collections::hash_map::DefaultHasher;
+use std::collections::{HashMap, HashSet};
 use std::hash::{Hash, Hasher};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio_postgres::Row;
 
 /// One look at the catalogue.
 #[derive(Debug, Default)]
 pub struct Look {
+    /// Tells looks apart: the log may end where it did at the one before.
+    pub number: u64,
     /// Everything that it shows was in the log before this.
     pub at: Lsn,
     /// The selected tables' oids.
     pub tables: HashMap<TableName, u32>,
+    /// The partitions of those that are partitioned, by their oids.
+    pub parts: HashMap<u32, Vec<Seen>>,
+}
+
+impl Look {
+    /// The partitions of a partitioned table.
+    pub fn parts(&self, oid: u32) -> Option<Parts> {
+        let seen = self.parts.get(&oid)?;
+        Some(seen.iter().map(|s| s.part).collect())
+    }
 }
 
 #[derive(Debug, Default)]
@@ -45,6 +59,20 @@ impl Names {
         self.state().latest.clone()
     }
 
+    /// Notes a look; an older one than the latest changes nothing.
+    fn took(&self, look: Look) -> Arc<Look> {
+        let mut state = self.state();
+        let before = state.latest.as_ref().map(|l| (l.number, l.at));
+        let look = Arc::new(Look {
+            number: before.map_or(1, |(number, _)| number + 1),
+            ..look
+        });
+        if before.is_none_or(|(_, at)| look.at >= at) {
+            state.latest = Some(look.clone());
+        }
+        look
+    }
+
     /// Notes a table's file, which was read no later than its columns were.
     pub fn saw(&self, oid: u32, file: Option<u32>, columns: &[CatalogColumn]) {
         let greatest = columns.iter().map(|c| c.number).max().unwrap_or(0);
@@ -62,36 +90,74 @@ impl Names {
     }
 }
 
-/// Looks at the names, kinds, identities and keys of the selected tables; the result is
-/// another text whenever one of them is another.
+/// Looks at the names, kinds, identities, keys and partitions of the selected tables; the
+/// result is another text whenever one of them is another.
 pub(super) async fn look(shared: &Shared) -> Result<String> {
-    const NAMES: &str = "
-SELECT c.oid, n.nspname::text, c.relname::text, c.relkind::text, c.relreplident::text, x.indkey::text
+    Ok(take(shared).await?.1)
+}
+
+/// The same with what was seen.
+pub(super) async fn take(shared: &Shared) -> Result<(Arc<Look>, String)> {
+    let client = shared.control().await?;
+    let sql = format!(
+        "
+SELECT c.oid, n.nspname::text, c.relname::text, c.relkind::text, c.relreplident::text, x.indkey::text,
+       p.inhparent, pg_relation_filenode(c.oid), CASE WHEN p.inhparent IS NOT NULL THEN {HARMLESS} END,
+       c.relpersistence::text
   FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
   LEFT JOIN pg_index x ON x.indrelid = c.oid AND x.indisprimary
+  LEFT JOIN pg_inherits p ON p.inhrelid = c.oid AND c.relispartition
  WHERE c.relkind IN ('r', 'p', 'f') AND c.relpersistence <> 't'
    AND n.nspname NOT IN ('pg_catalog', 'information_schema') AND n.nspname NOT LIKE 'pg\\_toast%'
- ORDER BY 1";
-    let client = shared.control().await?;
-    let rows = client.query(NAMES, &[]).await.map_err(query_error)?;
+ ORDER BY 1"
+    );
+    let rows = client.query(&sql, &[]).await.map_err(query_error)?;
     let (at, _) = slot::log_ends(&client).await?;
-    let mut tables = HashMap::new();
+    let name = |row: &Row| TableName::new(row.get::<_, String>(1), row.get::<_, String>(2));
+    let mut parents: HashMap<u32, u32> = HashMap::new();
+    let mut roots: HashSet<u32> = HashSet::new();
+    for row in &rows {
+        if let Some(parent) = row.get::<_, Option<u32>>(6) {
+            parents.insert(row.get(0), parent);
+        }
+        if row.get::<_, String>(3) == "p" && shared.options.selection.matches(&name(row)) {
+            roots.insert(row.get(0));
+        }
+    }
+    let mut look = Look {
+        at,
+        ..Look::default()
+    };
     let mut hash = DefaultHasher::new();
-    for row in rows {
-        let table = TableName::new(row.get::<_, String>(1), row.get::<_, String>(2));
+    for row in &rows {
+        let oid: u32 = row.get(0);
+        if let Some(root) = partitions::root(oid, &parents, |a| roots.contains(&a)) {
+            let part = Part {
+                oid,
+                file: row.get(7),
+                met: false,
+            };
+            (root, part).hash(&mut hash);
+            let harmless = row.get::<_, Option<bool>>(8).unwrap_or(false);
+            let seen = Seen { part, harmless };
+            look.parts.entry(root).or_default().push(seen);
+            continue;
+        }
+        let table = name(row);
         if !shared.options.selection.matches(&table) {
             continue;
         }
-        let oid: u32 = row.get(0);
         (oid, &table).hash(&mut hash);
-        for column in 3..6 {
+        for column in [3, 4, 5, 9] {
             row.get::<_, Option<String>>(column).hash(&mut hash);
         }
-        tables.insert(table, oid);
+        if roots.contains(&oid) {
+            look.parts.entry(oid).or_default();
+        }
+        look.tables.insert(table, oid);
     }
-    let mark = format!("{} {:016x}", tables.len(), hash.finish());
-    shared.names.state().latest = Some(Arc::new(Look { at, tables }));
-    Ok(mark)
+    let mark = format!("{} {:016x}", look.tables.len(), hash.finish());
+    Ok((shared.names.took(look), mark))
 }
 
 #[cfg(test)]

@@ -43,6 +43,29 @@ pub struct Relation {
     pub plan: Option<RowPlan>,
     /// The table in the catalogue, looked up after this message came.
     pub now: Looked,
+    /// The partition whose message came behind this one: the rows that follow are its.
+    pub part: Option<PartRelation>,
+}
+
+/// A partition as the log describes it, behind the root as whose its rows come.
+#[derive(Debug)]
+pub struct PartRelation {
+    /// Its oid.
+    pub oid: u32,
+    /// Its name.
+    pub table: TableName,
+    /// Its own replica identity, which says what the log has of old rows.
+    pub identity: u8,
+    /// The columns of that identity.
+    identified: Vec<String>,
+}
+
+impl PartRelation {
+    /// Whether the log carries these columns of its old rows; without any, all of them.
+    pub fn identifies(&self, key: &[String]) -> bool {
+        let covered = !key.is_empty() && key.iter().all(|k| self.identified.contains(k));
+        self.identity == b'f' || covered
+    }
 }
 
 /// What a look-up of a table gave.
@@ -90,7 +113,19 @@ impl Relation {
             planned: 0,
             plan: None,
             now: Looked::NotYet,
+            part: None,
         })
+    }
+
+    /// This message came behind that of `oid`'s root.
+    pub fn as_part(&self, oid: u32) -> PartRelation {
+        let identified = self.columns.iter().filter(|c| c.identity);
+        PartRelation {
+            oid,
+            table: self.table.clone(),
+            identity: self.identity,
+            identified: identified.map(|c| c.name.clone()).collect(),
+        }
     }
 
     /// The types that are not known yet.
@@ -160,6 +195,9 @@ impl Relation {
             schema: schema.clone(),
             targets,
             identified: self.identity == b'f' || (schema.has_key() && covered == schema.key.len()),
+            // The flag is the root's, the row is as the partition's own identity made it.
+            partial: schema.has_key()
+                && matches!(&self.now, Looked::There(now) if now.parts.is_some()),
             slot: None,
             hidden,
             copying,
@@ -183,6 +221,8 @@ pub struct RowPlan {
     targets: Vec<Option<Target>>,
     /// Old rows say which row they were.
     identified: bool,
+    /// An old row may hold no more than the key, although the log says that it is whole.
+    partial: bool,
     slot: Option<Slot>,
     /// INV-6: transactions that an exact read saw.
     pub hidden: Option<Snapshot>,
@@ -263,6 +303,11 @@ impl RowPlan {
         into.row(slot, Op::Truncate).finish();
     }
 
+    #[inline]
+    fn is_whole(&self, old: &Old<'_>) -> bool {
+        old.whole && !self.partial
+    }
+
     fn delete(&self, into: &mut ChangeBuffer, slot: Slot, old: &Old<'_>) -> Result<(), RowError> {
         if !self.identified {
             return Err(RowError::Unidentified);
@@ -296,7 +341,9 @@ impl RowPlan {
             let Some(target) = target else { continue };
             let cell = match (cell, before) {
                 (Cell::Unchanged, Some(Cell::Text(value))) => Cell::Text(value),
-                (Cell::Unchanged, Some(Cell::Null)) if old.is_some_and(|o| o.whole) => Cell::Null,
+                (Cell::Unchanged, Some(Cell::Null)) if old.is_some_and(|o| self.is_whole(o)) => {
+                    Cell::Null
+                }
                 (cell, _) => cell,
             };
             match cell {
@@ -337,7 +384,7 @@ impl RowPlan {
         let (mut before, mut after) = (old.tuple.cells(), new.cells());
         for (wire, target) in self.targets.iter().enumerate() {
             let (b, a) = (before.next_cell()?, after.next_cell()?);
-            let held = old.whole || matches!(b, Some(Cell::Text(_)));
+            let held = self.is_whole(old) || matches!(b, Some(Cell::Text(_)));
             if target.is_some() && a == Some(Cell::Unchanged) && !held {
                 return Ok(Some(wire));
             }

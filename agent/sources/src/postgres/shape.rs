@@ -11,6 +11,7 @@
 //! Where two are as good, only a new copy is sure to be right.
 
 use super::catalog::{CatalogColumn, ColumnType, TableState, TypeKey};
+use super::partitions::Parts;
 use super::relation::WireColumn;
 use crate::TableOptions;
 use caudal_model::schema::OlderRows;
@@ -33,8 +34,8 @@ pub struct Shapes<'a> {
 }
 
 /// What a table is known by: its oid, the greatest number that a column of it had, carried
-/// or not, and the file of its rows. Its text is [`TableSchema::source_id`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// or not, and the file of its rows or its partitions. Its text is [`TableSchema::source_id`].
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
     /// `pg_class.oid`.
     pub oid: u32,
@@ -42,6 +43,8 @@ pub struct Identity {
     pub greatest: i32,
     /// The file that held the rows when there was no newer column, if that is known.
     pub file: Option<u32>,
+    /// The partitions that its rows come from, of a partitioned table.
+    pub parts: Option<Parts>,
 }
 
 impl Identity {
@@ -51,7 +54,13 @@ impl Identity {
             oid,
             greatest: columns.iter().map(|c| c.number).max().unwrap_or(0),
             file,
+            parts: None,
         }
+    }
+
+    /// The same with these partitions.
+    pub fn with_parts(self, parts: Option<Parts>) -> Self {
+        Identity { parts, ..self }
     }
 
     /// The table of a version; `None` if it was written without.
@@ -61,6 +70,7 @@ impl Identity {
             oid: parts.next()?.parse().ok()?,
             greatest: parts.next()?.parse().ok()?,
             file: parts.next().and_then(|f| f.parse().ok()),
+            parts: parts.next().and_then(Parts::parse),
         })
     }
 
@@ -74,9 +84,11 @@ impl Identity {
 impl fmt::Display for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.oid, self.greatest)?;
-        match self.file {
-            Some(file) => write!(f, "/{file}"),
-            None => Ok(()),
+        match (self.file, &self.parts) {
+            (None, None) => Ok(()),
+            (Some(file), None) => write!(f, "/{file}"),
+            (None, Some(parts)) => write!(f, "//{parts}"),
+            (Some(file), Some(parts)) => write!(f, "/{file}/{parts}"),
         }
     }
 }

@@ -17,6 +17,7 @@ use super::connect::{self, ident, is_denied, literal, query_error, table_ident};
 use super::{Lsn, Shared, catalog};
 use crate::SourceProgress;
 use caudal_model::{Error, Kind, Position, Result, TableName};
+use std::collections::HashSet;
 use std::future::Future;
 use std::time::{Duration, Instant};
 use tokio_postgres::Client;
@@ -49,7 +50,8 @@ pub fn validate_name(name: &str) -> Result<()> {
     Ok(())
 }
 
-/// The statement that makes the publication carry tables.
+/// The statement that makes the publication carry tables, and tell the rows of partitions as
+/// their root's.
 pub fn publication_sql(
     publication: &str,
     exists: bool,
@@ -70,12 +72,22 @@ pub fn publication_sql(
     } else {
         format!(" FOR TABLE {list}")
     };
-    let options = if generated {
-        " WITH (publish_generated_columns = stored)"
+    let generated = if generated {
+        ", publish_generated_columns = stored"
     } else {
         ""
     };
-    format!("CREATE PUBLICATION {publication}{tables}{options};")
+    format!(
+        "CREATE PUBLICATION {publication}{tables} WITH (publish_via_partition_root = true{generated});"
+    )
+}
+
+/// The statement that has the publication tell the rows of partitions as their root's.
+pub fn via_root_sql(publication: &str) -> String {
+    format!(
+        "ALTER PUBLICATION {} SET (publish_via_partition_root = true);",
+        ident(publication)
+    )
 }
 
 /// The statement that creates the slot.
@@ -148,51 +160,128 @@ async fn create(shared: &Shared) -> Result<Position> {
     Ok(position)
 }
 
-/// Tables of a publication, or `None` if there is no such publication.
-pub(super) async fn published(
-    client: &Client,
-    publication: &str,
-) -> Result<Option<Vec<TableName>>> {
-    let exists = client
+/// A publication as the server describes it.
+pub(super) struct Publication {
+    /// What it carries: of a partitioned table the root, or the partitions, or both.
+    pub tables: HashSet<TableName>,
+    /// Rows of partitions come as their root's.
+    pub via_root: bool,
+    /// The user may change it.
+    pub alterable: bool,
+    /// It names no tables, and carries those that come by itself.
+    whole: bool,
+}
+
+impl Publication {
+    /// Whether a table's rows are in the log under its own name.
+    pub fn carries(&self, table: &TableName, partitioned: bool) -> bool {
+        self.tables.contains(table) && (self.via_root || !partitioned)
+    }
+}
+
+/// A publication, if it exists.
+pub(super) async fn published(client: &Client, publication: &str) -> Result<Option<Publication>> {
+    let row = client
         .query_opt(
-            "SELECT 1 FROM pg_publication WHERE pubname = $1",
+            "SELECT pubviaroot, pg_has_role(pubowner, 'USAGE'), puballtables
+               FROM pg_publication WHERE pubname = $1",
             &[&publication],
         )
         .await
         .map_err(query_error)?;
-    if exists.is_none() {
-        return Ok(None);
-    }
+    let Some(row) = row else { return Ok(None) };
+    // The view has partitions in place of a root that is published as such.
     let rows = client
         .query(
-            "SELECT schemaname::text, tablename::text FROM pg_publication_tables WHERE pubname = $1",
+            "SELECT schemaname::text, tablename::text FROM pg_publication_tables WHERE pubname = $1
+             UNION
+             SELECT n.nspname::text, c.relname::text
+               FROM pg_publication p JOIN pg_publication_rel r ON r.prpubid = p.oid
+               JOIN pg_class c ON c.oid = r.prrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+              WHERE p.pubname = $1",
             &[&publication],
         )
         .await
         .map_err(query_error)?;
-    Ok(Some(
-        rows.iter()
+    Ok(Some(Publication {
+        tables: rows
+            .iter()
             .map(|r| TableName::new(r.get::<_, String>(0), r.get::<_, String>(1)))
             .collect(),
-    ))
+        via_root: row.get(0),
+        alterable: row.get(1),
+        whole: row.get(2),
+    }))
+}
+
+/// Partitions among the tables whose rows come as those of a root that is not among them, with
+/// the root: whoever made the publication added it.
+pub(super) async fn shadowed(
+    client: &Client,
+    held: &Publication,
+    tables: &[TableName],
+) -> Result<Vec<(TableName, TableName)>> {
+    let names: Vec<String> = tables.iter().map(table_ident).collect();
+    let rows = client
+        .query(
+            "SELECT i, n.nspname::text, c.relname::text
+               FROM unnest($1::text[]) WITH ORDINALITY AS t(name, i),
+                    pg_partition_ancestors(to_regclass(t.name)) a
+               JOIN pg_class c ON c.oid = a.relid JOIN pg_namespace n ON n.oid = c.relnamespace
+              WHERE a.relid <> to_regclass(t.name)",
+            &[&names],
+        )
+        .await
+        .map_err(query_error)?;
+    let pair = |row: &tokio_postgres::Row| {
+        let place = usize::try_from(row.get::<_, i64>(0)).ok()?.checked_sub(1)?;
+        let root = TableName::new(row.get::<_, String>(1), row.get::<_, String>(2));
+        let part = tables.get(place)?;
+        (held.carries(&root, true) && !tables.contains(&root)).then(|| (part.clone(), root))
+    };
+    Ok(rows.iter().filter_map(pair).collect())
+}
+
+/// What is wrong with such a partition, and what mends it.
+pub(super) fn shadow_text(name: &str, part: &TableName, root: &TableName) -> (String, String) {
+    let (p, part_name, root_name) = (ident(name), table_ident(part), table_ident(root));
+    (
+        format!("{name} reports changes of {part} as those of {root}, which is not selected"),
+        format!(
+            "include {root} instead, or: ALTER PUBLICATION {p} DROP TABLE {root_name}; ALTER PUBLICATION {p} ADD TABLE {part_name};"
+        ),
+    )
 }
 
 /// Makes the publication carry at least these tables.
 async fn publish(client: &Client, shared: &Shared, tables: &[TableName]) -> Result<()> {
     let name = shared.publication();
-    let held = published(client, &name).await?;
+    let mut held = published(client, &name).await?;
+    let mut sql = String::new();
+    if let Some(held) = &mut held {
+        if !held.via_root && any_partitioned(client, tables).await? {
+            sql += &via_root_sql(&name);
+            held.via_root = true;
+        }
+        if let Some((part, root)) = shadowed(client, held, tables).await?.first() {
+            let (reason, mend) = shadow_text(&name, part, root);
+            return Err(Error::fatal(Kind::Prerequisite, reason).hint(mend));
+        }
+    }
     let missing: Vec<TableName> = tables
         .iter()
-        .filter(|t| !held.as_ref().is_some_and(|h| h.contains(t)))
+        .filter(|t| !held.as_ref().is_some_and(|h| h.tables.contains(t)))
         .cloned()
         .collect();
     if held.is_none() || !missing.is_empty() {
         let generated = held.is_none() && any_generated(client, tables).await?;
-        let sql = publication_sql(&name, held.is_some(), &missing, generated);
+        sql += &publication_sql(&name, held.is_some(), &missing, generated);
+    }
+    if !sql.is_empty() {
         client.batch_execute(&sql).await.map_err(|e| {
             let error = query_error(e);
             if is_denied(&error) {
-                let what = if held.is_some() { "extend" } else { "create" };
+                let what = if held.is_some() { "change" } else { "create" };
                 Error::fatal(
                     Kind::Prerequisite,
                     format!("the user may not {what} the publication {name}"),
@@ -213,22 +302,30 @@ async fn publish(client: &Client, shared: &Shared, tables: &[TableName]) -> Resu
 
 /// Has the server forget what it keeps of the publication; `false` if the user may not.
 async fn touch(client: &Client, publication: &str) -> Result<bool> {
-    let row = client
-        .query_opt(
-            "SELECT pubviaroot FROM pg_publication
-              WHERE pubname = $1 AND pg_has_role(pubowner, 'USAGE') AND NOT puballtables",
-            &[&publication],
-        )
-        .await
-        .map_err(query_error)?;
-    let Some(row) = row else { return Ok(false) };
+    let held = published(client, publication).await?;
+    let Some(held) = held.filter(|h| h.alterable && !h.whole) else {
+        return Ok(false);
+    };
     let sql = format!(
         "ALTER PUBLICATION {} SET (publish_via_partition_root = {})",
         ident(publication),
-        row.get::<_, bool>(0)
+        held.via_root
     );
     client.batch_execute(&sql).await.map_err(query_error)?;
     Ok(true)
+}
+
+async fn any_partitioned(client: &Client, tables: &[TableName]) -> Result<bool> {
+    let names: Vec<String> = tables.iter().map(table_ident).collect();
+    let row = client
+        .query_one(
+            "SELECT EXISTS (SELECT FROM pg_class
+              WHERE oid = ANY(SELECT to_regclass(n)::oid FROM unnest($1::text[]) n) AND relkind = 'p')",
+            &[&names],
+        )
+        .await
+        .map_err(query_error)?;
+    Ok(row.get(0))
 }
 
 async fn any_generated(client: &Client, tables: &[TableName]) -> Result<bool> {
@@ -258,10 +355,13 @@ async fn await_writers(client: &Client, tables: &[TableName]) -> Result<()> {
     loop {
         let rows = client
             .query(
-                "SELECT DISTINCT virtualtransaction, pid, relation::regclass::text FROM pg_locks
+                "WITH named AS (SELECT to_regclass(n) AS relid FROM unnest($1::text[]) n),
+                      written AS (SELECT relid FROM named
+                                   UNION SELECT t.relid FROM named, pg_partition_tree(named.relid) t)
+                 SELECT DISTINCT virtualtransaction, pid, relation::regclass::text FROM pg_locks
                   WHERE locktype = 'relation' AND granted
                     AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
-                    AND relation = ANY(SELECT to_regclass(n)::oid FROM unnest($1::text[]) n)
+                    AND relation = ANY(SELECT relid FROM written)
                     AND mode IN ('RowExclusiveLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')",
                 &[&names],
             )
@@ -497,7 +597,7 @@ mod tests {
         assert_eq!(
             publication_sql("p", false, &tables, true),
             "CREATE PUBLICATION \"p\" FOR TABLE ONLY \"public\".\"a\", ONLY \"s\".\"We\"\"ird\" \
-             WITH (publish_generated_columns = stored);"
+             WITH (publish_via_partition_root = true, publish_generated_columns = stored);"
         );
         assert_eq!(
             publication_sql("p", true, &tables[..1], false),

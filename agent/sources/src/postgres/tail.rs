@@ -266,7 +266,7 @@ impl Tail for PostgresTail {
     async fn next(&mut self, into: &mut ChangeBuffer) -> Result<TailEvent> {
         loop {
             if self.decoder.open.is_none() {
-                self.decoder.follow_names(self.reached);
+                self.decoder.follow_names(self.reached, into.next_seq());
             }
             if let Some(event) = self.decoder.queued.pop_front() {
                 return Ok(event);
