@@ -506,9 +506,9 @@ async fn bounds_and_chunks_cost_what_they_hold(place: Place) {
         assert!(most < 8 * CHUNK, "{values}: a chunk of {most} rows");
         let chunks = i64::from(last.unwrap().id);
         assert!(chunks < 3 * ROWS / CHUNK, "{values}: {chunks} chunks");
-        // What `check` and the like read for each chunk, and a few counted ones.
+        // The table's description is read each time, and a few chunks are counted.
         assert!(
-            planned < ROWS / 2 + 100 * chunks,
+            planned < ROWS / 2 + 600 * chunks,
             "{values}: planning read {planned}"
         );
     }
