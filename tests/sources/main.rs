@@ -13,6 +13,7 @@ mod rows;
 
 mod documented_types;
 mod mysql_changes;
+mod mysql_engines;
 mod mysql_goldens;
 mod mysql_images;
 mod mysql_keys;
@@ -25,6 +26,7 @@ mod mysql_schema;
 mod mysql_tables;
 mod mysql_types;
 mod mysql_values;
+mod mysql_watch;
 mod postgres_breadth;
 mod postgres_changes;
 mod postgres_chunks;

@@ -269,8 +269,8 @@ impl Server {
         };
         match version.kind() {
             Kind::Postgres => postgres::initialize(&programs, &address)?,
-            Kind::Mysql => mysql::initialize_mysql(&programs, &address)?,
-            Kind::Mariadb => mysql::initialize_mariadb(&programs, &address)?,
+            Kind::Mysql => mysql::initialize_mysql(&programs, &address, settings)?,
+            Kind::Mariadb => mysql::initialize_mariadb(&programs, &address, settings)?,
         }
         let server = Server {
             address,

@@ -59,18 +59,27 @@ fn share_dir(programs: &Programs) -> PathBuf {
     }
 }
 
-pub(super) fn initialize_mysql(programs: &Programs, address: &Address) -> Result<()> {
+pub(super) fn initialize_mysql(
+    programs: &Programs,
+    address: &Address,
+    settings: &[String],
+) -> Result<()> {
     prepare(address, MYSQL_GRANT)?;
     let output = as_server_user(&programs.path("mysqld"))
         .args(base_options(programs, address))
         .args(["--initialize-insecure", "--innodb-redo-log-capacity=64M"])
+        .args(of_the_data(settings))
         .current_dir(&address.dir)
         .output()
         .context("cannot run mysqld --initialize-insecure")?;
     succeeded("mysqld --initialize-insecure", &output)
 }
 
-pub(super) fn initialize_mariadb(programs: &Programs, address: &Address) -> Result<()> {
+pub(super) fn initialize_mariadb(
+    programs: &Programs,
+    address: &Address,
+    settings: &[String],
+) -> Result<()> {
     prepare(address, MARIADB_GRANT)?;
     let data = address.dir.join("data");
     fs::create_dir_all(&data)?;
@@ -106,11 +115,18 @@ pub(super) fn initialize_mariadb(programs: &Programs, address: &Address) -> Resu
             "--skip-log-bin",
             "--innodb-log-file-size=32M",
         ])
+        .args(of_the_data(settings))
         .current_dir(&address.dir)
         .stdin(File::open(&bootstrap)?)
         .output()
         .context("cannot run mariadbd --bootstrap")?;
     succeeded("mariadbd --bootstrap", &output)
+}
+
+/// The settings that data is made with and keeps.
+fn of_the_data(settings: &[String]) -> impl Iterator<Item = &String> {
+    let kept = |s: &&String| s.starts_with("--lower-case-table-names");
+    settings.iter().filter(kept)
 }
 
 /// The directory for temporary files and the users, which every start needs.

@@ -229,7 +229,11 @@ pub async fn settings(c: &mut Control, server: &Server) -> Result<Vec<Finding>> 
         );
     }
     if let Some(n) = v.get("lower_case_table_names").filter(|n| *n != "0") {
-        let reason = format!("lower_case_table_names is {n}: names are compared without case");
+        let kept = match n.as_str() {
+            "1" => "tables have names in lower case, and are named so in [tables]",
+            _ => "names are compared without case by the server, and as they are in [tables]",
+        };
+        let reason = format!("lower_case_table_names is {n}: {kept}");
         out.push(Finding::new(
             Severity::Info,
             "lower_case_table_names",

@@ -10,14 +10,15 @@
 //! - MariaDB: `START TRANSACTION WITH CONSISTENT SNAPSHOT` stops commits between log and
 //!   engine for a moment and says which log position its view shows. Views only grow, so when
 //!   one covers the base, every later one does.
+//! - A replica of either: see [`super::replica`].
 //!
 //! **INV-6, an exact read.** MariaDB's consistent snapshot is exact by itself. MySQL: the
 //! table is locked against writers on a second connection, the view opens here, the position is
 //! read there, and the lock goes. No transaction of this table can be between log and engine
 //! while it is locked, so the view holds exactly those that the position covers.
 //!
-//! Bounds are found and compared by the server alone, through the key's index; text bounds
-//! travel as the column's own bytes with its collation.
+//! Bounds are found and compared by the server alone, through the key's index ([`range`],
+//! [`spacing`]); text bounds travel as the column's own bytes with its collation.
 
 use super::connect::{Server, lift_time_limit};
 use super::decode::fetched::push_fetched;
@@ -30,12 +31,13 @@ use super::replica;
 use super::schema::{SourceTable, describe, drifted, read_table};
 use super::tail::value_error;
 use super::types::{Declared, column_type};
-use super::wire::{ColumnDefinition, Connection, WireError, identifier, quote};
+use super::wire::{ColumnDefinition, Connection, TextRow, WireError, identifier, quote};
 use crate::{ChunkEvent, ChunkReader};
 use async_trait::async_trait;
 use caudal_model::filter::FilterDialect;
 use caudal_model::{
-    ChangeBuffer, Chunk, Error, Filter, Kind, Mark, Op, Position, Result, TableName, TableSchema,
+    ChangeBuffer, Chunk, ChunkBound, Error, Filter, Kind, Mark, Op, Position, Result, TableName,
+    TableSchema,
 };
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -290,6 +292,26 @@ fn select(
     Ok(sql)
 }
 
+/// The row of the bound after about `rows` keys, and how many they are: fewer if the server's
+/// limit for statements is too short to count so many.
+async fn count(
+    c: &mut Connection,
+    keys: &Keys,
+    table: &str,
+    after: Option<&ChunkBound>,
+    mut rows: u64,
+) -> Result<(Vec<TextRow>, u64)> {
+    loop {
+        match c.query(&keys.bound_sql(table, after, rows)?).await {
+            Ok(found) => return Ok((found, rows)),
+            Err(WireError::Server {
+                code: 1969 | 3024, ..
+            }) if rows > 1 => rows /= 4,
+            Err(e) => return Err(e.into()),
+        }
+    }
+}
+
 /// A server's refusal of a table or column that its schema has.
 fn changed(table: &TableName, e: WireError) -> Error {
     match e {
@@ -446,12 +468,11 @@ impl ChunkReader for Reader {
         let through = match guess.await? {
             Some(bound) => Some(bound),
             None => {
-                let sql = keys.bound_sql(&name, lower.as_ref(), rows)?;
-                let found = c.query(&sql).await?;
+                let (found, counted) = count(c, &keys, &name, lower.as_ref(), rows).await?;
                 let bound = found.first().map(|r| keys.bound(r, lower.as_ref()));
                 let bound = bound.transpose()?;
                 let bounds = (lower.as_ref(), bound.as_ref());
-                spacing::note(&server, table, &keys, bounds, rows);
+                spacing::note(&server, table, &keys, bounds, counted);
                 bound
             }
         };
@@ -488,7 +509,11 @@ impl ChunkReader for Reader {
             if into.is_full() {
                 break ChunkEvent::Full;
             }
-            let Some((row, oversized)) = connection.sized_row().await? else {
+            let next = match connection.has_packet() {
+                true => connection.waiting_row()?,
+                false => connection.sized_row().await?,
+            };
+            let Some((row, oversized)) = next else {
                 break ChunkEvent::Done;
             };
             let limit = self.server.options.value_bytes;

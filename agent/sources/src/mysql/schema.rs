@@ -279,7 +279,17 @@ pub fn describe(t: &SourceTable, options: &SourceOptions, flavor: Flavor) -> Dis
             .mend(format!("[tables]\nexclude = [\"{}\"]", t.table)),
         );
     }
-    if key.is_empty() && !transactional(&t.engine) {
+    if !logged(&t.engine) {
+        let reason = format!(
+            "engine {} has rows that do not come through this server's log",
+            t.engine
+        );
+        problems.push(
+            Finding::new(Severity::Error, "engine", reason)
+                .subject(&t.table)
+                .mend(format!("[tables]\nexclude = [\"{}\"]", t.table)),
+        );
+    } else if key.is_empty() && !transactional(&t.engine) {
         problems.push(
             Finding::new(
                 Severity::Error,
@@ -328,6 +338,25 @@ pub fn is_helper(table: &TableName, there: impl Fn(&TableName) -> bool) -> bool 
 
 fn exclude(table: &TableName, column: &str) -> String {
     format!("[[tables.override]]\ntable = \"{table}\"\nexclude_columns = [\"{column}\"]")
+}
+
+/// Whether the engine's rows are the server's own and each change of them is in its log. Not
+/// of tables that are elsewhere (federated, spider, connect, s3), of others (merge) or nowhere
+/// (blackhole).
+fn logged(engine: &str) -> bool {
+    let engine = engine.to_ascii_lowercase();
+    let known = [
+        "",
+        "innodb",
+        "rocksdb",
+        "myisam",
+        "aria",
+        "memory",
+        "archive",
+        "csv",
+        "ndbcluster",
+    ];
+    known.contains(&engine.as_str())
 }
 
 /// Whether the engine gives consistent reads.

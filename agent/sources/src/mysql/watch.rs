@@ -65,14 +65,13 @@ impl Server {
     /// keeps what has not been read.
     async fn warn_of_expiry(&self, c: &mut Control, reached: &Reached, bytes: u64) -> Result<()> {
         let kept = retention(c).await?;
-        let left = reached.committed_at_us.and_then(|at| {
-            let now = SystemTime::now().duration_since(UNIX_EPOCH).ok()?;
-            let age = now.saturating_sub(Duration::from_micros(at.try_into().ok()?));
-            (bytes > 0 && !kept.is_zero()).then(|| kept.saturating_sub(age))
-        });
-        let expiring = left.is_some_and(|left| left < kept / 4);
-        if !self.watch.expiring.swap(expiring, Ordering::Relaxed)
-            && let Some(left) = left.filter(|_| expiring)
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
+        let read = reached.committed_at_us.filter(|_| bytes > 0);
+        let left = read.and_then(|at| little_time_left(at, now, kept));
+        if !self.watch.expiring.swap(left.is_some(), Ordering::Relaxed)
+            && let Some(left) = left
         {
             tracing::warn!(
                 unread_bytes = bytes,
@@ -170,6 +169,14 @@ impl Server {
     }
 }
 
+/// The time for which the server still keeps what was committed after `read_us` (since 1970),
+/// if less than a quarter of all is left.
+fn little_time_left(read_us: i64, now: Duration, kept: Duration) -> Option<Duration> {
+    let age = now.saturating_sub(Duration::from_micros(read_us.try_into().ok()?));
+    let left = kept.saturating_sub(age);
+    (!kept.is_zero() && left < kept / 4).then_some(left)
+}
+
 /// How long the server keeps its log; zero for ever.
 pub(super) async fn retention(c: &mut dyn Ask) -> Result<Duration> {
     let names = "SHOW GLOBAL VARIABLES WHERE Variable_name IN \
@@ -203,4 +210,19 @@ async fn unread_bytes(c: &mut dyn Ask, reached: &Coordinate) -> Result<u64> {
         }
     }
     Ok(unread)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_warning_comes_in_the_last_quarter_of_the_retention() {
+        let seconds = Duration::from_secs;
+        let left = |age: u64, kept| little_time_left(1_000_000, seconds(1 + age), seconds(kept));
+        assert_eq!(left(75, 100), None);
+        assert_eq!(left(76, 100), Some(seconds(24)));
+        assert_eq!(left(200, 100), Some(seconds(0)));
+        assert_eq!(left(1_000_000, 0), None);
+    }
 }

@@ -104,6 +104,9 @@ pub(in crate::mysql) fn parse_decimal(text: &[u8], scale: u8) -> Decoded<i128> {
         Some((b'-', rest)) => (true, rest),
         _ => (false, text),
     };
+    if let Some(v) = parse_short_decimal(digits, scale) {
+        return Ok(if negative { -v } else { v }.into());
+    }
     let mut v: i128 = 0;
     let mut after: Option<u8> = None;
     for b in digits {
@@ -124,4 +127,50 @@ pub(in crate::mysql) fn parse_decimal(text: &[u8], scale: u8) -> Decoded<i128> {
         .checked_mul(10i128.checked_pow(missing.into()).ok_or(UNFIT)?)
         .ok_or(UNFIT)?;
     Ok(if negative { -v } else { v })
+}
+
+/// The common case, in which nothing can overflow: at most 18 digits, with all their decimals.
+fn parse_short_decimal(digits: &[u8], scale: u8) -> Option<i64> {
+    let scale = usize::from(scale);
+    let point = digits.len().checked_sub(scale + 1).filter(|_| scale > 0);
+    if digits.is_empty() || digits.len() > 18 || scale > 0 && point.is_none() {
+        return None;
+    }
+    let mut v = 0i64;
+    for (i, b) in digits.iter().enumerate() {
+        match b {
+            b'0'..=b'9' if Some(i) != point => v = v * 10 + i64::from(b - b'0'),
+            b'.' if Some(i) == point => {}
+            _ => return None,
+        }
+    }
+    Some(v)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_of_decimals() {
+        for (text, scale, value) in [
+            ("1.50", 2, 150),
+            ("-0.07", 2, -7),
+            ("12", 0, 12),
+            ("12", 2, 1200),
+            ("1.5", 2, 150),
+            ("0.00", 2, 0),
+            (
+                "-99999999999999999999.99",
+                2,
+                -9_999_999_999_999_999_999_999,
+            ),
+            ("123456789012345678", 0, 123_456_789_012_345_678),
+        ] {
+            assert_eq!(parse_decimal(text.as_bytes(), scale), Ok(value), "{text}");
+        }
+        for (bad, scale) in [("1.505", 2), ("1..0", 1), ("a", 0), ("1.5", 0), ("1e5", 1)] {
+            assert!(parse_decimal(bad.as_bytes(), scale).is_err(), "{bad}");
+        }
+    }
 }
