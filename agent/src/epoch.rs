@@ -15,10 +15,14 @@ use caudal_model::{
 use caudal_sinks::{
     CommitLog, CommitReceipt, EntryKind, FileEntry, FileWriter, SnapshotEntry, TableEntry,
 };
+use futures::{StreamExt, TryStreamExt};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
+
+/// Schema versions that are written to the store at a time.
+const SCHEMAS_AT_A_TIME: usize = 16;
 
 /// Everything that the next commit will carry.
 pub struct OpenEpoch {
@@ -228,6 +232,29 @@ fn count_operations(batches: &[TableBatch], counts: &mut [u64; Op::ALL.len()]) {
     }
 }
 
+/// Writes schema versions, of several tables at a time: a new stream brings thousands. Those
+/// of one table go one after another, so that a crash leaves no gap in its numbers.
+async fn put_schemas(
+    schemas: &[Arc<TableSchema>],
+    log: &CommitLog,
+    crash: &CrashPoints,
+) -> Result<()> {
+    let mut tables: BTreeMap<&TableName, Vec<&TableSchema>> = BTreeMap::new();
+    for schema in schemas {
+        tables.entry(&schema.table).or_default().push(schema);
+    }
+    futures::stream::iter(tables.into_values())
+        .map(Ok)
+        .try_for_each_concurrent(SCHEMAS_AT_A_TIME, async |versions| {
+            for schema in versions {
+                log.put_schema(schema).await?;
+                crash.reach(crash::SCHEMA_WRITTEN)?;
+            }
+            Ok(())
+        })
+        .await
+}
+
 async fn write_all(
     writers: &mut HashMap<(TableName, u32), FileWriter>,
     batches: Vec<TableBatch>,
@@ -282,10 +309,7 @@ impl Sealed {
         crash: CrashPoints,
     ) -> Result<Committed> {
         let started = Instant::now();
-        for schema in &self.schemas {
-            log.put_schema(schema).await?;
-            crash.reach(crash::SCHEMA_WRITTEN)?;
-        }
+        put_schemas(&self.schemas, &log, &crash).await?;
         write_all(
             &mut self.writers,
             std::mem::take(&mut self.batches),

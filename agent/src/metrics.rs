@@ -4,6 +4,8 @@
 //! misspelt. Without [`install`] (tests, the simulation) every call is a no-op. The
 //! recorder has no listener of its own: `/metrics` of the agent's server renders it.
 
+use crate::snapshot::Pause;
+use crate::status::SnapshotStatus;
 use caudal_model::{Error, Op, Result, TableName, TableState};
 use metrics::{
     Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram,
@@ -31,6 +33,16 @@ pub const FILES_TOTAL: &str = "caudal_files_total";
 pub const MEMORY_BYTES: &str = "caudal_memory_bytes";
 /// Bytes of log that the source keeps because of this stream.
 pub const SOURCE_LOG_RETAINED_BYTES: &str = "caudal_source_log_retained_bytes";
+/// Rows that copies will have, by the source's statistics, by `table`.
+pub const SNAPSHOT_ROWS_ESTIMATED: &str = "caudal_snapshot_rows_estimated";
+/// Bytes of the copies' committed files, by `table`.
+pub const SNAPSHOT_BYTES_TOTAL: &str = "caudal_snapshot_bytes_total";
+/// Chunks of the tables that are being copied together, by `state`: `done` or `planned`.
+pub const SNAPSHOT_CHUNKS: &str = "caudal_snapshot_chunks";
+/// Seconds that what is left of the copies takes; NaN where that is unknown, 0 without a copy.
+pub const SNAPSHOT_SECONDS_LEFT: &str = "caudal_snapshot_seconds_left";
+/// 1 while every copy waits, by `reason`.
+pub const SNAPSHOT_PAUSED: &str = "caudal_snapshot_paused";
 /// Tables, by `state`.
 pub const TABLES: &str = "caudal_tables";
 /// Errors, by `class`.
@@ -121,6 +133,25 @@ fn describe() {
         Unit::Bytes,
         "Bytes of log that the source keeps because of this stream"
     );
+    describe_gauge!(
+        SNAPSHOT_ROWS_ESTIMATED,
+        "Rows that a table's copy will have, by the source's statistics"
+    );
+    describe_counter!(
+        SNAPSHOT_BYTES_TOTAL,
+        Unit::Bytes,
+        "Bytes of the copies' committed files, by table"
+    );
+    describe_gauge!(
+        SNAPSHOT_CHUNKS,
+        "Chunks of the copies under way, done and planned"
+    );
+    describe_gauge!(
+        SNAPSHOT_SECONDS_LEFT,
+        Unit::Seconds,
+        "Time that what is left of the copies takes; NaN where unknown"
+    );
+    describe_gauge!(SNAPSHOT_PAUSED, "1 while every copy waits, by reason");
     describe_gauge!(TABLES, "Tables, by state");
     describe_counter!(ERRORS_TOTAL, "Errors, by class");
     describe_counter!(
@@ -143,6 +174,29 @@ pub fn changes(op: Op, n: u64) {
 /// Snapshot rows of one table that a commit carried.
 pub fn snapshot_rows(table: &TableName, n: u64) {
     counter!(SNAPSHOT_ROWS_TOTAL, "table" => table.to_string()).increment(n);
+}
+
+/// Bytes of one table's copy that a commit carried.
+pub fn snapshot_bytes(table: &TableName, n: u64) {
+    counter!(SNAPSHOT_BYTES_TOTAL, "table" => table.to_string()).increment(n);
+}
+
+/// The planner's estimate of a table whose copy begins.
+pub fn snapshot_estimate(table: &TableName, rows: u64) {
+    gauge!(SNAPSHOT_ROWS_ESTIMATED, "table" => table.to_string()).set(rows as f64);
+}
+
+/// All copies together; `None` without a copy.
+pub fn snapshot(all: Option<&SnapshotStatus>, paused: Option<&Pause>) {
+    let chunks = |f: fn(&SnapshotStatus) -> u64| all.map_or(0, f) as f64;
+    gauge!(SNAPSHOT_CHUNKS, "state" => "done").set(chunks(|s| s.chunks_done));
+    gauge!(SNAPSHOT_CHUNKS, "state" => "planned").set(chunks(|s| s.chunks_total));
+    let left = all.map_or(0.0, |s| s.seconds_left.map_or(f64::NAN, |l| l as f64));
+    gauge!(SNAPSHOT_SECONDS_LEFT).set(left);
+    for label in Pause::LABELS {
+        let is = all.and(paused).is_some_and(|p| p.label() == label);
+        gauge!(SNAPSHOT_PAUSED, "reason" => label).set(f64::from(u8::from(is)));
+    }
 }
 
 /// One commit: the time from closing its epoch, and its files.
@@ -211,6 +265,14 @@ mod tests {
             error(&Error::retryable(caudal_model::Kind::Store, "busy"));
             lag(Some(1.5), Some(216));
             log_retained(10);
+            snapshot_bytes(&TableName::new("public", "orders"), 5);
+            snapshot_estimate(&TableName::new("public", "orders"), 9);
+            let all = SnapshotStatus {
+                chunks_done: 2,
+                chunks_total: 3,
+                ..SnapshotStatus::default()
+            };
+            snapshot(Some(&all), Some(&Pause::Request));
             memory(99);
             tables(TableState::Live, 4);
             coerced("zero_date", 2);
@@ -230,6 +292,13 @@ mod tests {
             r#"caudal_lag_bytes{stream="shop"} 216"#,
             r#"caudal_source_log_retained_bytes{stream="shop"} 10"#,
             r#"caudal_memory_bytes{stream="shop"} 99"#,
+            r#"caudal_snapshot_bytes_total{stream="shop",table="public.orders"} 5"#,
+            r#"caudal_snapshot_rows_estimated{stream="shop",table="public.orders"} 9"#,
+            r#"caudal_snapshot_chunks{stream="shop",state="done"} 2"#,
+            r#"caudal_snapshot_chunks{stream="shop",state="planned"} 3"#,
+            r#"caudal_snapshot_seconds_left{stream="shop"} NaN"#,
+            r#"caudal_snapshot_paused{stream="shop",reason="request"} 1"#,
+            r#"caudal_snapshot_paused{stream="shop",reason="window"} 0"#,
             r#"caudal_tables{stream="shop",state="live"} 4"#,
             r#"caudal_values_coerced_total{stream="shop",reason="zero_date"} 2"#,
         ] {

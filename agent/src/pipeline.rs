@@ -13,7 +13,8 @@ use crate::crash;
 use crate::epoch::{Committed, OpenEpoch};
 use crate::metrics;
 use crate::recover;
-use crate::snapshot::{Base, Copy, Message, Pace, Workers};
+use crate::requests::Requests;
+use crate::snapshot::{Base, Copy, Gate, Message, Pace, Shareable, Sharing, Workers};
 use crate::staging::Staging;
 use crate::status::{StreamState, TableStatus};
 use crate::supervise::{Ending, Parts, Until};
@@ -67,7 +68,11 @@ pub struct Pipeline<'p> {
     renewal: Renewal,
     /// Requests, and their tables that have not ended yet.
     granting: HashMap<PathBuf, HashSet<TableName>>,
+    /// Copies of some rows that were asked for and have not begun.
+    partial: Vec<(TableName, String)>,
     pace: Arc<Pace>,
+    /// What other processes may read, once there is any.
+    shareable: Option<Shareable>,
     messages: Option<mpsc::Sender<Message>>,
     tasks: JoinSet<()>,
     exact_requests: Vec<ExactRequest>,
@@ -109,7 +114,9 @@ impl<'p> Pipeline<'p> {
     ) -> Self {
         let epoch_sealed = recovered.state.epoch;
         let s = &parts.settings;
-        let pace = Arc::new(Pace::new(s.workers, s.max_source_rows_per_second));
+        let asked = parts.requests.as_ref().map(Requests::paused);
+        let gate = Gate::new(s.budgets.clone(), asked.unwrap_or_default());
+        let pace = Arc::new(Pace::new(s.workers, s.max_source_rows_per_second, gate));
         let (reached, _) = sync::watch::channel(recovered.state.through.position.clone());
         Pipeline {
             parts,
@@ -129,7 +136,9 @@ impl<'p> Pipeline<'p> {
             ending: HashSet::new(),
             renewal: Renewal::default(),
             granting: HashMap::new(),
+            partial: Vec::new(),
             pace,
+            shareable: None,
             messages: None,
             tasks: JoinSet::new(),
             exact_requests: Vec::new(),
@@ -150,8 +159,7 @@ impl<'p> Pipeline<'p> {
         let mark = self.parts.source.catalog_mark().await?;
         let discovery = renewal::discover(self.parts.source.clone(), self.held()).await?;
         self.carried = discovery.found.iter().map(|t| t.table.clone()).collect();
-        self.note_estimates(&discovery.found);
-        let copies = self.resume_copies();
+        let copies = self.resume_copies(&discovery.found)?;
         let tracked = self.tracked();
         let from = self.state.through.position.clone();
         let mut tail = self.parts.source.open_tail(&from, tracked).await?;
@@ -159,6 +167,9 @@ impl<'p> Pipeline<'p> {
         tail.acknowledge(&from);
         self.renewal.settle(Ok(discovery))?;
         self.publish_tables();
+        for copy in &copies {
+            self.show_copy(&copy.table);
+        }
 
         let (sender, messages) = mpsc::channel(16);
         self.messages = Some(sender);
@@ -170,6 +181,9 @@ impl<'p> Pipeline<'p> {
             .pump(&mut epoch, tail.as_mut(), inboxes, until, shutdown)
             .await;
         self.tasks.abort_all();
+        if let Some(shareable) = self.shareable.take() {
+            let _ = tokio::time::timeout(CLOSE_WITHIN / 6, shareable.close()).await;
+        }
         self.finish_closing().await;
         epoch.abandon().await;
         outcome
@@ -247,6 +261,7 @@ impl<'p> Pipeline<'p> {
             if stopping.is_none() {
                 self.look_at_drifted(epoch, tail)?;
                 self.renew(epoch, tail)?;
+                self.begin_partial(epoch)?;
             }
             if !self.exact_requests.is_empty() {
                 self.open_exact(epoch, tail).await?;
@@ -283,6 +298,7 @@ impl<'p> Pipeline<'p> {
     fn all_settled(&self) -> bool {
         self.awaiting_live.is_empty()
             && self.ending.is_empty()
+            && self.partial.is_empty()
             && self.renewal.is_idle()
             && self.state.tables.iter().all(|t| {
                 matches!(t.state, TableState::Live | TableState::Errored)
@@ -355,8 +371,10 @@ impl<'p> Pipeline<'p> {
         for t in &changed {
             self.parts.board.update_table(TableStatus::from(t));
         }
-        let entries = done.receipt.entry().tables.iter();
-        self.ended(entries.filter(|t| t.ended).map(|t| t.table.clone()));
+        let entries = || done.receipt.entry().tables.iter();
+        self.ended(entries().filter(|t| t.ended).map(|t| t.table.clone()));
+        let partial = entries().filter(|t| t.snapshot.as_ref().is_some_and(|s| s.only.is_some()));
+        self.granted(partial.map(|t| &t.table));
         self.parts
             .board
             .set_commit(self.state.epoch, self.generation, &self.state.through);
@@ -426,6 +444,7 @@ impl<'p> Pipeline<'p> {
                 }
                 let rows = files.iter().map(|f| f.rows).sum();
                 metrics::snapshot_rows(&copy.table, rows);
+                metrics::snapshot_bytes(&copy.table, files.iter().map(|f| f.bytes).sum());
                 let first = self.copy_entry(&copy.table)?;
                 epoch.add_chunks(&copy.table, || first, chunks, files, planned);
             }
@@ -434,6 +453,7 @@ impl<'p> Pipeline<'p> {
                     return Ok(());
                 }
                 self.active.remove(&copy.table);
+                self.parts.board.end_reading(&copy.table);
                 let mut entry = self.copy_entry(&copy.table)?;
                 entry.done = true;
                 entry.live_at = Some(live_at.clone());
@@ -541,6 +561,27 @@ impl<'p> Pipeline<'p> {
         });
         for _ in 0..s.workers.max(1) {
             self.tasks.spawn(workers.clone().work());
+        }
+        self.share(workers);
+    }
+
+    /// Lets other processes read chunks of these tables too.
+    fn share(&mut self, workers: Arc<Workers>) {
+        let Some(rules) = self.parts.settings.share.clone() else {
+            return;
+        };
+        let first = self.shareable.is_none();
+        let shareable = self.shareable.get_or_insert_default().clone();
+        shareable.add(workers);
+        if first {
+            let sharing = Sharing {
+                log: self.parts.log.clone(),
+                staging: self.staging.clone(),
+                generation: self.generation,
+                rules,
+                shareable,
+            };
+            self.tasks.spawn(sharing.run());
         }
     }
 

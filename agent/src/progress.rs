@@ -4,9 +4,10 @@
 //! It reads the [`StatusBoard`] a few times a second and nothing else, so it cannot
 //! disturb the pipeline. Where stderr is not a terminal, it is not started.
 
-use crate::status::{CopyProgress, StatusBoard, StatusReport, StreamState, TableStatus};
+use crate::status::{SnapshotStatus, StatusBoard, StatusReport, StreamState, TableStatus};
+use crate::text::{bytes, grouped, span};
 use caudal_model::{TableName, TableState};
-use indicatif::{HumanCount, MultiProgress, ProgressBar, ProgressState, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::time::Duration;
@@ -35,7 +36,7 @@ impl Progress {
                 .await
                 .is_some()
             {
-                display.draw(&board.report(), &board.copies());
+                display.draw(&board.report());
             }
             display.clear();
         });
@@ -60,10 +61,6 @@ struct Display {
 fn style(template: &str) -> ProgressStyle {
     ProgressStyle::with_template(template)
         .unwrap_or_else(|_| ProgressStyle::default_bar())
-        .with_key("rate", |state: &ProgressState, w: &mut dyn Write| {
-            // A template's text cannot fail to be written.
-            let _ = write!(w, "{}/s", HumanCount(state.per_sec() as u64));
-        })
         .progress_chars("=> ")
 }
 
@@ -78,16 +75,13 @@ impl Display {
         }
     }
 
-    fn draw(&mut self, report: &StatusReport, copies: &[(TableStatus, CopyProgress)]) {
+    fn draw(&mut self, report: &StatusReport) {
         self.line.set_message(headline(report));
         self.line.tick();
-        let sum = total(copies);
-        match (&self.total, sum) {
+        match (&self.total, &report.snapshot) {
             (None, Some(_)) => {
-                let bar = ProgressBar::new(0).with_style(style(
-                    "  {bar:24} {human_pos} of ~{human_len} rows  {rate}  eta {eta}  {msg}",
-                ));
-                self.total = Some(self.bars.add(bar));
+                let bar = ProgressBar::new(0).with_style(style("  {bar:20} {wide_msg}"));
+                self.total = Some(self.bars.insert_after(&self.line, bar));
             }
             (Some(bar), None) => {
                 bar.finish_and_clear();
@@ -95,16 +89,19 @@ impl Display {
             }
             _ => {}
         }
-        if let (Some(bar), Some(sum)) = (&self.total, sum) {
-            bar.set_length(sum.estimated.max(sum.rows));
-            bar.set_position(sum.rows);
-            bar.set_message(format!("chunks {}/{}", sum.chunks_done, sum.chunks_total));
+        if let (Some(bar), Some(all)) = (&self.total, &report.snapshot) {
+            bar.set_length(all.estimated_rows.max(all.rows));
+            bar.set_position(all.rows);
+            bar.set_message(total(all));
         }
-        let current: BTreeMap<_, _> = copies
+        // Of thousands of tables, those that are being read.
+        let read = |t: &&TableStatus| t.reading && t.paused.is_none();
+        let current: BTreeMap<_, _> = report
+            .tables
             .iter()
-            .filter(|(t, _)| t.state == TableState::Snapshotting)
+            .filter(read)
             .take(SHOWN)
-            .map(|c| (c.0.table.clone(), c))
+            .map(|t| (t.table.clone(), t))
             .collect();
         self.tables.retain(|table, bar| {
             let stays = current.contains_key(table);
@@ -113,21 +110,14 @@ impl Display {
             }
             stays
         });
-        for (table, (status, copy)) in current {
-            let bar = self.tables.entry(table).or_insert_with_key(|table| {
-                let bar = ProgressBar::new(0)
-                    .with_style(style(
-                        "    {bar:22} {human_pos} of ~{human_len}  {prefix}  {msg}",
-                    ))
-                    .with_prefix(table.to_string());
+        for (table, t) in current {
+            let bar = self.tables.entry(table).or_insert_with(|| {
+                let bar = ProgressBar::new(0).with_style(style("    {bar:18} {wide_msg}"));
                 self.bars.add(bar)
             });
-            bar.set_length(copy.estimated_rows.max(copy.rows_read));
-            bar.set_position(copy.rows_read);
-            bar.set_message(format!(
-                "chunks {}/{}",
-                status.chunks_done, status.chunks_total
-            ));
+            bar.set_length(t.estimated_rows.unwrap_or(0).max(t.snapshot_rows));
+            bar.set_position(t.snapshot_rows);
+            bar.set_message(one(t));
         }
     }
 
@@ -139,30 +129,36 @@ impl Display {
     }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-struct Total {
-    rows: u64,
-    estimated: u64,
-    chunks_done: u64,
-    chunks_total: u64,
+/// What is most worth knowing comes first, for a narrow terminal cuts the rest.
+fn total(all: &SnapshotStatus) -> String {
+    if let Some(why) = &all.paused {
+        return format!("waiting: {why}");
+    }
+    let mut parts = vec![rows(all.rows, Some(all.estimated_rows))];
+    parts.extend(
+        all.rows_per_second
+            .map(|r| format!("{}/s", grouped(r as u64))),
+    );
+    parts.extend(all.seconds_left.map(|s| format!("{} left", span(s))));
+    parts.push(format!("{}/{} chunks", all.chunks_done, all.chunks_total));
+    parts.push(bytes(all.bytes));
+    parts.join(" · ")
 }
 
-/// All tables together, while any of them is still to be copied.
-fn total(copies: &[(TableStatus, CopyProgress)]) -> Option<Total> {
-    let copying = |s| matches!(s, TableState::Pending | TableState::Snapshotting);
-    copies.iter().any(|(t, _)| copying(t.state)).then(|| {
-        copies.iter().fold(Total::default(), |sum, (t, c)| Total {
-            rows: sum.rows.saturating_add(c.rows_read),
-            // A finished table's estimate no longer counts, only what it had.
-            estimated: sum.estimated.saturating_add(if copying(t.state) {
-                c.estimated_rows.max(c.rows_read)
-            } else {
-                c.rows_read
-            }),
-            chunks_done: sum.chunks_done + u64::from(t.chunks_done),
-            chunks_total: sum.chunks_total + u64::from(t.chunks_total),
-        })
-    })
+fn one(t: &TableStatus) -> String {
+    let mut parts = vec![t.table.to_string(), rows(t.snapshot_rows, t.estimated_rows)];
+    parts.extend(t.seconds_left.map(|s| format!("{} left", span(s))));
+    parts.push(format!("{}/{} chunks", t.chunks_done, t.chunks_total));
+    parts.join(" · ")
+}
+
+fn rows(done: u64, estimate: Option<u64>) -> String {
+    match estimate {
+        Some(estimate) if estimate > done => {
+            format!("{} of ~{} rows", grouped(done), grouped(estimate))
+        }
+        _ => format!("{} rows", grouped(done)),
+    }
 }
 
 fn headline(report: &StatusReport) -> String {
@@ -183,6 +179,13 @@ fn headline(report: &StatusReport) -> String {
             let _ = write!(line, " · {n} errored");
         }
     }
+    let paused = report.tables.iter().filter(|t| t.paused.is_some()).count();
+    if paused > 0 {
+        let _ = write!(line, " · {paused} paused");
+    }
+    if !report.warnings.is_empty() {
+        let _ = write!(line, " · {}", report.warnings.join(" · "));
+    }
     line
 }
 
@@ -191,50 +194,64 @@ mod tests {
     use super::*;
     use caudal_model::TableProgress;
 
-    fn table(
-        name: &str,
-        state: TableState,
-        rows_read: u64,
-        estimated_rows: u64,
-    ) -> (TableStatus, CopyProgress) {
+    fn table(name: &str, state: TableState, read: u64, reading: bool) -> TableStatus {
         let mut progress = TableProgress::pending(TableName::new("s", name));
         progress.state = state;
         progress.chunks_total = 3;
-        (
-            TableStatus::from(&progress),
-            CopyProgress {
-                rows_read,
-                estimated_rows,
-            },
-        )
+        TableStatus {
+            snapshot_rows: read,
+            estimated_rows: Some(2_000),
+            reading,
+            seconds_left: Some(90),
+            ..TableStatus::from(&progress)
+        }
     }
 
     #[test]
-    fn the_total_ends_with_the_snapshot() {
-        let live = table("a", TableState::Live, 90, 100);
-        let copying = table("b", TableState::Snapshotting, 30, 20);
-        let pending = table("c", TableState::Pending, 0, 50);
-        let sum = total(&[live.clone(), copying, pending]).unwrap();
-        assert_eq!(
-            sum,
-            Total {
-                rows: 120,
-                estimated: 170,
-                chunks_done: 3,
-                chunks_total: 9
-            }
-        );
-        assert_eq!(total(&[live]), None);
+    fn lines_say_first_what_is_most_worth_knowing() {
+        let mut all = SnapshotStatus {
+            rows: 1_200,
+            estimated_rows: 2_000,
+            rows_per_second: Some(75.0),
+            seconds_left: Some(4_000),
+            chunks_done: 1,
+            chunks_total: 3,
+            bytes: 2048,
+            ..SnapshotStatus::default()
+        };
+        let line = "1,200 of ~2,000 rows · 75/s · 1h 6m left · 1/3 chunks · 2.0 KiB";
+        assert_eq!(total(&all), line);
+        all.paused = Some("because".into());
+        assert_eq!(total(&all), "waiting: because");
+        let t = table("a", TableState::Snapshotting, 3_000, true);
+        assert_eq!(one(&t), "s.a · 3,000 rows · 1m left · 0/3 chunks");
     }
 
     #[test]
     fn a_hidden_display_draws_and_clears() {
         let bars = MultiProgress::with_draw_target(indicatif::ProgressDrawTarget::hidden());
         let mut display = Display::new(bars);
-        let report = StatusReport::empty("shop", "mysql", StreamState::Snapshotting);
-        display.draw(&report, &[table("a", TableState::Snapshotting, 1, 2)]);
-        assert_eq!((display.tables.len(), display.total.is_some()), (1, true));
-        display.draw(&report, &[table("a", TableState::Live, 2, 2)]);
+        let mut report = StatusReport::empty("shop", "mysql", StreamState::Snapshotting);
+        report.tables = (0..20)
+            .map(|i| table(&format!("t{i}"), TableState::Snapshotting, 1, true))
+            .collect();
+        report.snapshot = Some(SnapshotStatus::default());
+        display.draw(&report);
+        assert_eq!(
+            (display.tables.len(), display.total.is_some()),
+            (SHOWN, true)
+        );
+        report.tables = vec![
+            table("a", TableState::Snapshotting, 1, false),
+            table("b", TableState::Snapshotting, 1, true),
+            table("c", TableState::Live, 1, false),
+        ];
+        display.draw(&report);
+        let shown: Vec<&TableName> = display.tables.keys().collect();
+        assert_eq!(shown, [&TableName::new("s", "b")]);
+        report.snapshot = None;
+        report.tables.clear();
+        display.draw(&report);
         assert_eq!((display.tables.len(), display.total.is_some()), (0, false));
         display.clear();
         assert_eq!(

@@ -6,8 +6,11 @@
 //! it too, so that a state reached by running and one reached by replaying the
 //! log cannot differ.
 
-use caudal_model::{Checkpoint, Error, Kind, Result, StreamPoint, TableProgress, TableState};
+use caudal_model::{
+    Checkpoint, Error, Kind, Result, StreamPoint, TableProgress, TableSchema, TableState,
+};
 use caudal_sinks::{EntryKind, LogEntry, SnapshotEntry, TableEntry};
+use caudal_sources::filter::{self, FilterSyntax};
 
 /// How to get from what is known locally to the log's head.
 #[derive(Debug, Clone, PartialEq)]
@@ -141,6 +144,7 @@ fn apply_table(p: &mut TableProgress, entry: &TableEntry) {
         // Only rows of a copy share one number.
         if p.base_seq > 0 && f.first_seq == p.base_seq && f.last_seq == p.base_seq {
             p.snapshot_rows += f.rows;
+            p.snapshot_bytes += f.bytes;
         }
     }
     if entry.ended {
@@ -171,6 +175,7 @@ fn apply_snapshot(p: &mut TableProgress, s: &SnapshotEntry) {
     p.base_seq = s.base_seq;
     p.base_position = Some(s.base_position.clone());
     p.mark = s.mark.clone();
+    p.only = s.only.clone();
     p.chunks.extend(s.bounds.iter().cloned());
     p.chunks_total = p.chunks_total.max(s.planned);
     if s.done {
@@ -183,7 +188,37 @@ fn apply_snapshot(p: &mut TableProgress, s: &SnapshotEntry) {
         p.chunks.clear();
         p.live_at = None;
         p.mark = None;
+        p.only = None;
     }
+}
+
+/// Whether the rows of a table that fulfil `condition` can be read again, on top of what
+/// the lake has of it.
+///
+/// Errors: why not, to follow the table's name.
+pub fn may_reread(
+    state: Option<TableState>,
+    schema: &TableSchema,
+    condition: &str,
+    syntax: FilterSyntax,
+) -> Result<(), String> {
+    match state {
+        Some(TableState::Live) => {}
+        Some(TableState::Errored) => {
+            return Err("is errored: copy it again without --where".to_owned());
+        }
+        _ => return Err("is being copied; wait until it is live".to_owned()),
+    }
+    if !schema.has_key() {
+        return Err(
+            "has no key: rows that were read again would be there twice; copy it again without --where"
+                .to_owned(),
+        );
+    }
+    filter::parse(condition, syntax)
+        .and_then(|f| f.bind(schema))
+        .map(|_| ())
+        .map_err(|e| format!("cannot be told by this condition: {e}"))
 }
 
 #[cfg(test)]
@@ -296,6 +331,7 @@ mod tests {
                 })
                 .collect(),
             planned: 3,
+            only: None,
             mark: None,
             live_at: done.then(|| Position::new("z")),
             live,
@@ -324,8 +360,8 @@ mod tests {
         };
         let p = commit(Some(snapshot(1, &[2], false, false)), vec![file(1)]);
         assert_eq!(
-            (p.state, p.chunks.len(), p.snapshot_rows),
-            (TableState::Snapshotting, 1, 10)
+            (p.state, p.chunks.len(), p.snapshot_rows, p.snapshot_bytes),
+            (TableState::Snapshotting, 1, 10, 1)
         );
         let p = commit(
             Some(snapshot(1, &[1, 3], true, false)),

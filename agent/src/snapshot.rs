@@ -7,18 +7,29 @@
 //! need no lock and no common moment. A table without a key is one chunk of one
 //! exact read, and the tail leaves out what that read saw (INV-6).
 //!
+//! A copy of some rows only (`resnapshot --where`) is the same without the `t` row that
+//! empties the table first: its rows have a base `_seq` of their own, above everything that
+//! the lake held when it began, so each replaces what the lake has of its key, and every
+//! later change wins over it again. Rows that it does not read stay as they are.
+//!
 //! A chunk becomes part of the lake whole or not at all: its rows are encoded
 //! while it is read, and named by a commit only when it is complete. So a row is
 //! never in the lake twice with the same `_seq`.
 
 mod copy;
 mod files;
+mod gate;
+mod joining;
 mod pace;
+mod sharing;
 mod size;
 
 pub use copy::{Base, Copy, begin_copy};
 pub use files::FileLimits;
+pub use gate::{Budgets, Gate, Pause};
+pub use joining::Joining;
 pub use pace::Pace;
+pub use sharing::{Shareable, Sharing};
 pub use size::{ChunkSize, SizeLimits};
 
 use crate::crash::{self, CrashPoints};
@@ -256,8 +267,51 @@ impl Workers {
         &self,
         reader: &mut Option<Box<dyn ChunkReader>>,
     ) -> Result<Option<Job>, Stop> {
-        for copy in &self.copies {
-            if copy.is_cancelled() || copy.is_waiting() {
+        self.next_job_of(self.copies.iter().collect(), reader).await
+    }
+
+    /// The same for another process, of the tables that `wanted` says and that have so many
+    /// chunks that it is worth it.
+    async fn next_shared_job(
+        &self,
+        reader: &mut Option<Box<dyn ChunkReader>>,
+        wanted: &(dyn Fn(&Arc<Copy>) -> bool + Sync),
+        worth: u32,
+    ) -> Result<Option<Job>, Stop> {
+        let mut copies = Vec::new();
+        for copy in self.copies.iter().filter(|c| c.only.is_none() && wanted(c)) {
+            let p = copy.planner.lock().await;
+            if p.planned >= worth && !p.is_exhausted() {
+                copies.push(copy);
+            }
+        }
+        if reader.is_none() && !copies.is_empty() {
+            *reader = Some(self.source.open_reader(false).await?);
+        }
+        self.next_job_of(copies, reader).await
+    }
+
+    /// Whether a table has chunks that another process could read.
+    async fn has_shareable(&self) -> bool {
+        for copy in self
+            .copies
+            .iter()
+            .filter(|c| c.has_key && c.only.is_none() && !c.is_cancelled())
+        {
+            if !copy.planner.lock().await.over {
+                return true;
+            }
+        }
+        false
+    }
+
+    async fn next_job_of(
+        &self,
+        copies: Vec<&Arc<Copy>>,
+        reader: &mut Option<Box<dyn ChunkReader>>,
+    ) -> Result<Option<Job>, Stop> {
+        for copy in copies {
+            if copy.is_cancelled() || copy.is_waiting() || self.pace.holds(&copy.table) {
                 continue;
             }
             let mut p = copy.planner.lock().await;
@@ -377,7 +431,8 @@ impl Workers {
             return Err(Stop::Gone);
         };
         let began = Instant::now();
-        r.start(&job.schema, &job.chunk, None).await?;
+        r.start(&job.schema, &job.chunk, job.copy.only.as_ref())
+            .await?;
         let mut buffer =
             ChangeBuffer::for_snapshot(base.seq, self.buffer_bytes).with_rules(self.rules.clone());
         buffer.begin(TransactionMeta {
@@ -410,6 +465,8 @@ impl Workers {
     /// Hands rows to the table's open file, and what is complete with them to the pipeline.
     async fn hand_over(&self, g: Gathered, close: bool) -> Result<(), Stop> {
         let copy = g.copy.clone();
+        // Nobody may come back to a table that waits.
+        let close = close || self.pace.holds(&copy.table);
         match g.hand_over(&self.staging, &self.files, close).await {
             Ok(done) => self.report(&copy, done).await,
             Err(Lost { error, chunks }) => {
@@ -439,7 +496,7 @@ impl Workers {
 
     /// Says `Done` once, when no chunk is left or under way.
     async fn finish_copy(&self, copy: &Arc<Copy>, p: &mut Planner) -> Result<(), Stop> {
-        if p.over || !p.exhausted || !p.gaps.is_empty() || p.in_flight > 0 {
+        if p.over || !p.is_exhausted() || p.in_flight > 0 {
             return Ok(());
         }
         let live_at = self.source.current_position().await?;
@@ -499,8 +556,7 @@ impl Workers {
     }
 
     async fn nothing_left(&self, copy: &Copy) -> bool {
-        let p = copy.planner.lock().await;
-        p.exhausted && p.gaps.is_empty()
+        copy.planner.lock().await.is_exhausted()
     }
 
     /// Whether a table is not over yet; waits a little, for its last chunks may come back.
@@ -512,7 +568,13 @@ impl Workers {
             }
             waits = true;
             // Nobody may come to append to it for a long time.
-            let old = copy.file.lock().await.take_if(|f| f.is_due(&self.files));
+            let mut open = copy.file.lock().await;
+            let idle = match open.as_ref() {
+                Some(file) => copy.waits_for(file).await,
+                None => false,
+            };
+            let old = open.take_if(|f| idle || f.is_due(&self.files));
+            drop(open);
             if let Some(file) = old {
                 let chunks = file.chunks.clone();
                 match file.finish().await {
@@ -536,6 +598,7 @@ impl Workers {
 }
 
 /// Why a worker stops what it does.
+#[derive(Debug)]
 enum Stop {
     /// The source or one chunk failed; a data error fails its table, another is tried again.
     Retry(Error),

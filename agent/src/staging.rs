@@ -18,6 +18,7 @@ pub struct Staging {
     generation: u64,
     log: Arc<CommitLog>,
     options: WriterOptions,
+    first_n: u32,
     inner: Mutex<Inner>,
 }
 
@@ -31,6 +32,8 @@ struct Inner {
     /// Paths of failed attempts, and when they were deleted first. An upload that was under
     /// way may appear after that, so they are deleted once more before they are forgotten.
     garbage: BTreeMap<String, Instant>,
+    /// Chunks that other processes read → the epoch by which they may name their files.
+    shared: BTreeMap<u64, u64>,
     /// A commit was begun of which it is not known whether it stands or may yet stand.
     in_doubt: bool,
 }
@@ -47,14 +50,24 @@ impl Staging {
             next: 0,
             open: BTreeMap::new(),
             garbage: BTreeMap::new(),
+            shared: BTreeMap::new(),
             in_doubt: false,
         };
         Staging {
             generation,
             log,
             options,
+            first_n: 0,
             inner: Mutex::new(inner),
         }
+    }
+
+    /// For a process that reads chunks for the one that owns the generation: its files are
+    /// numbered from `n`, so that they meet nobody else's.
+    pub fn numbered_from(mut self, n: u32) -> Self {
+        self.first_n = n;
+        self.inner().next = n;
+        self
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
@@ -69,9 +82,19 @@ impl Staging {
         if epoch > inner.greatest {
             inner.greatest = epoch;
             // The epoch before may still be writing its files.
-            inner.next = if inner.open.is_empty() { 0 } else { inner.next };
+            inner.next = if inner.open.is_empty() {
+                self.first_n
+            } else {
+                inner.next
+            };
         }
         inner.epoch = epoch;
+    }
+
+    /// The epoch that is open at the owner of the generation, as far as this process knows.
+    pub fn raise_epoch(&self, epoch: u64) {
+        let mut inner = self.inner();
+        inner.epoch = inner.epoch.max(epoch);
     }
 
     /// Begins a file of `schema`'s table that `epoch` will commit, or (`None`) the open
@@ -108,6 +131,32 @@ impl Staging {
     /// Begins row groups of `schema`'s table that are of no file yet.
     pub fn groups(&self, schema: &Arc<TableSchema>) -> GroupWriter {
         GroupWriter::new(schema.clone(), &self.options)
+    }
+
+    /// The epoch that is open; a chunk that is offered under it may come back in files of
+    /// this epoch or later ones.
+    pub fn share(&self, offer: u64) -> u64 {
+        let mut inner = self.inner();
+        let epoch = inner.epoch;
+        inner.shared.insert(offer, epoch);
+        epoch
+    }
+
+    /// An offered chunk came back in these files (none: it was taken back), which are now
+    /// this process's to commit.
+    pub fn returned<'p>(&self, offer: u64, files: impl Iterator<Item = &'p str>) {
+        let mut inner = self.inner();
+        for path in files {
+            if let Some(id) = FileId::parse(path) {
+                inner.open.insert(path.to_owned(), id.epoch);
+            }
+        }
+        inner.shared.remove(&offer);
+    }
+
+    /// Nothing is shared any more.
+    pub fn nothing_shared(&self) {
+        self.inner().shared.clear();
     }
 
     /// These files are committed, or gone.
@@ -161,11 +210,8 @@ impl Staging {
 
     /// The least epoch in the name of a file that is not settled, at most `epoch`.
     pub fn staged_from(&self, epoch: u64) -> u64 {
-        self.inner()
-            .open
-            .values()
-            .copied()
-            .min()
-            .map_or(epoch, |e| e.min(epoch))
+        let inner = self.inner();
+        let epochs = inner.open.values().chain(inner.shared.values());
+        epochs.copied().min().map_or(epoch, |e| e.min(epoch))
     }
 }

@@ -3,8 +3,8 @@
 use crate::config::{self, Config, SourceKind};
 use crate::crash::CrashPoints;
 use crate::requests::Requests;
-use crate::settings::{OnChange, Settings, SnapshotMode};
-use crate::snapshot::{FileLimits, SizeLimits};
+use crate::settings::{OnChange, Order, Settings, SnapshotMode};
+use crate::snapshot::{Budgets, FileLimits, Joining, SizeLimits};
 use crate::status::StatusBoard;
 use crate::supervise::{self, Goal, Outcome, Parts};
 use caudal_checkpoints::RocksStore;
@@ -15,6 +15,7 @@ use caudal_sources::mysql::{Flavor, MysqlSource};
 use caudal_sources::postgres::PostgresSource;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 /// The configured source.
@@ -43,6 +44,22 @@ pub fn log(config: &Config, store: &Arc<dyn Store>) -> CommitLog {
     CommitLog::new(store.clone(), &config.stream.name)
 }
 
+fn order(config: &Config) -> Order {
+    match config.snapshot.order {
+        config::SnapshotOrder::Smallest => Order::Smallest,
+        config::SnapshotOrder::Largest => Order::Largest,
+        config::SnapshotOrder::Name => Order::Name,
+        config::SnapshotOrder::Listed => {
+            let none: [String; 0] = [];
+            let patterns = config.tables.include.iter();
+            // The config's rules have checked every pattern.
+            let patterns =
+                patterns.filter_map(|p| Selection::new(std::slice::from_ref(p), &none).ok());
+            Order::Listed(patterns.collect())
+        }
+    }
+}
+
 /// Rows of a table's first chunk, if nothing else is said.
 const FIRST_CHUNK_ROWS: u64 = 100_000;
 /// No chunk aims at more rows.
@@ -58,12 +75,35 @@ pub fn chunk_sizes(config: &Config) -> SizeLimits {
     }
 }
 
-fn settings(config: &Config) -> Settings {
+/// Reads chunks for the agent that owns the configured stream, until every table is copied.
+pub async fn join(
+    config: &Config,
+    deadline: Option<Duration>,
+    board: StatusBoard,
+    shutdown: &CancellationToken,
+) -> Result<()> {
+    let store = store(config).await?;
+    let joining = Joining {
+        source: source(config)?,
+        log: Arc::new(log(config, &store)),
+        rules: Arc::new(config.rules()?),
+        digest: config.tables_digest()?,
+        reads_replica: config.source_options()?.replica.is_some(),
+        settings: settings(config)?,
+        board,
+        crash: CrashPoints::from_env(),
+    };
+    joining
+        .run(deadline.map(|d| Instant::now() + d), shutdown)
+        .await
+}
+
+fn settings(config: &Config) -> Result<Settings> {
     let bytes = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
     let workers = (config.snapshot.workers as usize).max(1);
     let memory = bytes(config.commit.memory);
     let held_bytes = (memory / (4 * workers)).clamp(2 << 20, 64 << 20);
-    Settings {
+    Ok(Settings {
         mode: match config.snapshot.mode {
             config::SnapshotMode::Initial => SnapshotMode::Initial,
             config::SnapshotMode::Never => SnapshotMode::Never,
@@ -75,6 +115,15 @@ fn settings(config: &Config) -> Settings {
         },
         workers,
         max_source_rows_per_second: config.snapshot.max_source_rows_per_second,
+        order: order(config),
+        budgets: Budgets {
+            window: config.snapshot.window.clone(),
+            max_replica_lag: config.snapshot.max_replica_lag,
+            max_open_transactions: config.snapshot.max_open_transactions,
+            max_retained_log: config.snapshot.max_retained_log,
+        },
+        warn_retained_log: config.snapshot.warn_retained_log,
+        filter_syntax: config.source.kind.filter_syntax(),
         max_delay: config.commit.max_delay,
         max_bytes: bytes(config.commit.max_bytes),
         buffer_bytes: (memory / 16).clamp(1 << 20, 32 << 20),
@@ -87,6 +136,7 @@ fn settings(config: &Config) -> Settings {
             group_bytes: held_bytes / 2,
             held_bytes,
         },
+        share: Some(config.tables_digest()?),
         // PostgreSQL waits at its shutdown until a replica has confirmed what was sent.
         idle_commit: config.commit.max_delay.max(Duration::from_secs(10)),
         lag_every: Duration::from_secs(5),
@@ -103,7 +153,7 @@ fn settings(config: &Config) -> Settings {
             },
             ..WriterOptions::default()
         },
-    }
+    })
 }
 
 /// Runs the configured stream until its goal is reached, somebody asks it to stop, or it fails.
@@ -118,10 +168,15 @@ pub async fn run(
     supervise::run(parts, goal, &shutdown).await
 }
 
-/// Has the matching tables copied again by the next run; returns their names.
-pub async fn resnapshot(config: &Config, tables: &Selection) -> Result<Vec<TableName>> {
+/// Has the matching tables copied again by the next run, or the rows of them that fulfil
+/// `only`; returns their names.
+pub async fn resnapshot(
+    config: &Config,
+    tables: &Selection,
+    only: Option<&str>,
+) -> Result<Vec<TableName>> {
     let board = StatusBoard::new(&config.stream.name, config.source.kind.label());
-    supervise::resnapshot(parts(config, board).await?, tables).await
+    supervise::resnapshot(parts(config, board).await?, tables, only).await
 }
 
 async fn parts(config: &Config, board: StatusBoard) -> Result<Parts> {
@@ -133,7 +188,7 @@ async fn parts(config: &Config, board: StatusBoard) -> Result<Parts> {
         log: Arc::new(log(config, &store)),
         source,
         checkpoints: Box::new(opened.store),
-        settings: settings(config),
+        settings: settings(config)?,
         rules: Arc::new(config.rules()?),
         requests: Some(Requests::new(&config.stream.state_dir)),
         board,

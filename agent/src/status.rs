@@ -6,6 +6,12 @@
 //! lock for a few assignments and never across an await, so no reader can hold the
 //! pipeline back.
 
+mod copying;
+
+pub use copying::{SnapshotStatus, committed};
+
+use copying::{CopyProgress, Meter, Pulse, is_begun_here, is_copying};
+
 use caudal_model::{Position, StreamPoint, TableName, TableProgress, TableState};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -81,6 +87,30 @@ pub struct TableStatus {
     pub error: Option<String>,
     /// Rows of `changes` that `current` does not hold yet.
     pub changes_pending_merge: u64,
+    /// Rows of the table's copy: read so far, and once it is live those that the lake holds.
+    #[serde(default)]
+    pub snapshot_rows: u64,
+    /// Rows that the copy will have, by the source's statistics; while it is copied.
+    #[serde(default)]
+    pub estimated_rows: Option<u64>,
+    /// Rows of the copy read in a second, smoothed, pauses left out; while it is copied.
+    #[serde(default)]
+    pub rows_per_second: Option<f64>,
+    /// Bytes of the copy's committed files.
+    #[serde(default)]
+    pub bytes: u64,
+    /// Seconds that the rest of the copy takes at this rate, where that can be told.
+    #[serde(default)]
+    pub seconds_left: Option<u64>,
+    /// Why the copy waits.
+    #[serde(default)]
+    pub paused: Option<String>,
+    /// Every chunk is read: the table is live once the tail has followed.
+    #[serde(skip)]
+    pub copied: bool,
+    /// Rows came within the last seconds.
+    #[serde(skip)]
+    pub reading: bool,
 }
 
 impl From<&TableProgress> for TableStatus {
@@ -100,6 +130,14 @@ impl From<&TableProgress> for TableStatus {
             error: p.error.clone(),
             // Nothing is folded yet, so everything written is pending.
             changes_pending_merge: p.rows,
+            snapshot_rows: p.snapshot_rows,
+            estimated_rows: None,
+            rows_per_second: None,
+            bytes: p.snapshot_bytes,
+            seconds_left: None,
+            paused: None,
+            copied: p.live_at.is_some(),
+            reading: false,
         }
     }
 }
@@ -127,6 +165,15 @@ pub struct StatusReport {
     pub generation: u64,
     /// Every table, in order of their names.
     pub tables: Vec<TableStatus>,
+    /// All copies together, while there is one.
+    #[serde(default)]
+    pub snapshot: Option<SnapshotStatus>,
+    /// Bytes of log that the source keeps for the stream, where it can tell.
+    #[serde(default)]
+    pub source_log_retained_bytes: Option<u64>,
+    /// What somebody should look at.
+    #[serde(default)]
+    pub warnings: Vec<String>,
 }
 
 impl StatusReport {
@@ -143,6 +190,9 @@ impl StatusReport {
             lag_seconds: None,
             generation: 0,
             tables: Vec::new(),
+            snapshot: None,
+            source_log_retained_bytes: None,
+            warnings: Vec::new(),
         }
     }
 
@@ -152,21 +202,18 @@ impl StatusReport {
     }
 }
 
-/// How far a table's copy is, in rows: what the progress display needs beyond chunks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct CopyProgress {
-    /// Rows read from the source in this copy, committed or not.
-    pub rows_read: u64,
-    /// The planner's estimate of the table's rows.
-    pub estimated_rows: u64,
-}
-
 #[derive(Debug)]
 struct State {
     report: StatusReport,
     tables: BTreeMap<TableName, (TableStatus, CopyProgress)>,
     last_progress: Instant,
     last_commit: Option<Instant>,
+    /// Rows read for any copy, and how fast.
+    rows_read: u64,
+    pulse: Pulse,
+    sampled: Instant,
+    paused: Option<String>,
+    warnings: BTreeMap<&'static str, String>,
 }
 
 /// The stream's status, shared by everything in the process. Cheap to clone.
@@ -184,6 +231,11 @@ impl StatusBoard {
                 tables: BTreeMap::new(),
                 last_progress: Instant::now(),
                 last_commit: None,
+                rows_read: 0,
+                pulse: Pulse::default(),
+                sampled: Instant::now(),
+                paused: None,
+                warnings: BTreeMap::new(),
             })),
         }
     }
@@ -256,14 +308,25 @@ impl StatusBoard {
         self.lock().tables.remove(table);
     }
 
-    /// The planner's estimate for a table, which begins a copy: its row counter restarts
-    /// at `rows_read` (rows of chunks that an earlier run has finished).
+    /// The planner's estimate for a table, which begins a copy (0: none): its row counter
+    /// restarts at `rows_read` (rows of chunks that an earlier run has finished).
     pub fn begin_copy(&self, table: &TableName, rows_read: u64, estimated_rows: u64) {
         if let Some((_, copy)) = self.lock().tables.get_mut(table) {
             *copy = CopyProgress {
                 rows_read,
                 estimated_rows,
+                paused: None,
+                counts: true,
+                over: false,
+                meter: Meter::at(rows_read),
             };
+        }
+    }
+
+    /// Every row of a table's copy has been read, committed or not.
+    pub fn end_reading(&self, table: &TableName) {
+        if let Some((_, copy)) = self.lock().tables.get_mut(table) {
+            copy.over = true;
         }
     }
 
@@ -273,19 +336,78 @@ impl StatusBoard {
         if let Some((_, copy)) = s.tables.get_mut(table) {
             copy.rows_read = copy.rows_read.saturating_add(rows);
         }
+        s.rows_read = s.rows_read.saturating_add(rows);
         s.last_progress = Instant::now();
     }
 
-    /// Every table's copy, in order of their names.
-    pub fn copies(&self) -> Vec<(TableStatus, CopyProgress)> {
-        self.lock().tables.values().cloned().collect()
+    /// Whether a table is being copied, or waits for it.
+    pub fn is_copying(&self) -> bool {
+        let s = self.lock();
+        s.tables.values().any(|(t, _)| is_copying(t.state))
+    }
+
+    /// Which copies wait, and why; measures the rates since the last call.
+    pub fn set_paused(&self, every: Option<String>, table: impl Fn(&TableName) -> Option<String>) {
+        let mut s = self.lock();
+        let s = &mut *s;
+        let seconds = s.sampled.elapsed().as_secs_f64();
+        s.sampled = Instant::now();
+        let waits = every.is_some();
+        s.pulse.rows.sample(s.rows_read, seconds, waits);
+        let begun = s
+            .tables
+            .values()
+            .filter(|(t, c)| is_begun_here(t, c))
+            .count() as u64;
+        s.pulse.tables.sample(begun, seconds, waits);
+        s.paused = every;
+        let mut copying = false;
+        for (name, (t, copy)) in &mut s.tables {
+            if is_copying(t.state) {
+                copying = true;
+                copy.paused = table(name);
+                let waits = copy.paused.is_some();
+                copy.meter.sample(copy.rows_read, seconds, waits);
+            }
+        }
+        if !copying {
+            // What is copied next is a copy of its own.
+            s.pulse = Pulse {
+                rows: Meter::at(s.rows_read),
+                tables: Meter::at(begun),
+            };
+            for (_, copy) in s.tables.values_mut() {
+                copy.counts = false;
+            }
+        }
+    }
+
+    /// Bytes of log that the source keeps for the stream, where it can tell.
+    pub fn set_retained(&self, bytes: Option<u64>) {
+        self.lock().report.source_log_retained_bytes = bytes;
+    }
+
+    /// Sets or ends the warning of this name; says whether it is a new one.
+    pub fn set_warning(&self, name: &'static str, text: Option<String>) -> bool {
+        let mut s = self.lock();
+        match text {
+            Some(text) => s.warnings.insert(name, text).is_none(),
+            None => {
+                s.warnings.remove(name);
+                false
+            }
+        }
     }
 
     /// What `/status` answers.
     pub fn report(&self) -> StatusReport {
         let s = self.lock();
         let mut report = s.report.clone();
-        report.tables = s.tables.values().map(|(t, _)| t.clone()).collect();
+        report.tables = s.tables.values().map(|(t, c)| c.describe(t)).collect();
+        let copies = s.tables.values().map(|(_, copy)| copy);
+        let copies = report.tables.iter().zip(copies);
+        report.snapshot = SnapshotStatus::of(copies, &s.pulse, s.paused.as_ref());
+        report.warnings = s.warnings.values().cloned().collect();
         report
     }
 
@@ -324,15 +446,13 @@ mod tests {
     use super::*;
 
     fn orders() -> TableStatus {
+        let mut p = caudal_model::TableProgress::pending(TableName::new("public", "orders"));
+        p.state = TableState::Live;
+        (p.rows, p.snapshot_rows, p.snapshot_bytes) = (120_000, 110_000, 4096);
+        p.chunks_total = 12;
         TableStatus {
-            table: TableName::new("public", "orders"),
-            state: TableState::Live,
-            rows: 120_000,
-            chunks_done: 12,
-            chunks_total: 12,
-            schema_version: 1,
-            error: None,
             changes_pending_merge: 75,
+            ..TableStatus::from(&p)
         }
     }
 
@@ -350,13 +470,19 @@ mod tests {
         );
         board.set_lag(Some(Position::new("0/1A2B5D0")), Some(216), Some(1.2));
         board.update_table(orders());
+        board.set_retained(Some(77));
+        assert!(board.set_warning("log", Some("look".into())));
+        assert!(!board.set_warning("log", Some("look".into())));
         let expected = serde_json::json!({
             "stream": "shop", "state": "running", "source": "postgres", "epoch": 42,
             "position": "0/1A2B4F8", "source_position": "0/1A2B5D0", "lag_bytes": 216,
             "lag_seconds": 1.2, "generation": 1,
             "tables": [{"table": "public.orders", "state": "live", "rows": 120000,
                         "chunks_done": 12, "chunks_total": 12, "schema_version": 1,
-                        "error": null, "changes_pending_merge": 75}]
+                        "error": null, "changes_pending_merge": 75, "snapshot_rows": 110000,
+                        "estimated_rows": null, "rows_per_second": null, "bytes": 4096,
+                        "seconds_left": null, "paused": null}],
+            "snapshot": null, "source_log_retained_bytes": 77, "warnings": ["look"]
         });
         assert_eq!(serde_json::to_value(board.report()).unwrap(), expected);
         let back: StatusReport = serde_json::from_value(expected).unwrap();
@@ -377,18 +503,31 @@ mod tests {
     #[test]
     fn an_update_keeps_the_copy_counters() {
         let board = StatusBoard::new("shop", "mysql");
-        let t = orders();
+        let mut t = orders();
+        (t.state, t.snapshot_rows) = (TableState::Snapshotting, 10);
         board.update_table(t.clone());
         board.begin_copy(&t.table, 10, 1000);
         board.add_copied_rows(&t.table, 5);
         board.update_table(t.clone());
+        let because = || Some("because".to_owned());
+        board.set_paused(because(), |_| because());
+        let report = board.report();
+        let shown = &report.tables[0];
         assert_eq!(
-            board.copies()[0].1,
-            CopyProgress {
-                rows_read: 15,
-                estimated_rows: 1000
-            }
+            (shown.snapshot_rows, shown.estimated_rows),
+            (15, Some(1000))
         );
+        assert_eq!(shown.paused, because());
+        let all = report.snapshot.unwrap();
+        assert_eq!(
+            (all.rows, all.estimated_rows, all.paused),
+            (15, 1000, because())
+        );
+        t.state = TableState::Live;
+        board.update_table(t.clone());
+        board.set_paused(None, |_| None);
+        assert_eq!(board.report().snapshot, None);
+        assert_eq!(board.report().tables[0].snapshot_rows, 10);
         board.remove_table(&t.table);
         assert!(board.report().tables.is_empty());
     }

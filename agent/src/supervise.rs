@@ -10,6 +10,10 @@
 //! process go on under the same generation, for nobody else can have written
 //! without a fence of their own, which the next commit finds (INV-8).
 
+mod resnapshot;
+
+pub use resnapshot::{no_such_table, resnapshot};
+
 use crate::crash::{self, CrashPoints};
 use crate::metrics;
 use crate::pipeline::{Pipeline, Recovered};
@@ -21,10 +25,10 @@ use crate::status::{StatusBoard, StreamState};
 use backon::{BackoffBuilder, ExponentialBuilder};
 use caudal_checkpoints::CheckpointStore;
 use caudal_model::{
-    Checkpoint, Class, Error, Kind, Position, Result, Rules, Selection, Severity, StreamPoint,
-    TableName, TableSchema, TableState,
+    Checkpoint, Class, Error, Kind, Position, Result, Rules, Severity, StreamPoint, TableName,
+    TableSchema, TableState,
 };
-use caudal_sinks::{CommitLog, EntryKind, FileId, Layout, LogEntry, TableEntry};
+use caudal_sinks::{CommitLog, FileId, Layout, LogEntry};
 use caudal_sources::{DiscoveredTable, Source};
 use futures::{StreamExt, TryStreamExt};
 use std::collections::{HashMap, HashSet};
@@ -176,70 +180,6 @@ pub async fn run(mut parts: Parts, goal: &Goal, shutdown: &CancellationToken) ->
             }
         }
     }
-}
-
-/// Takes the stream over for one commit that ends the matching tables, so that the next
-/// run copies them again. If none is left, nothing binds the stream to its old position,
-/// and it goes on from where the source's log is now: the way out of a lost position.
-///
-/// Errors: [`Kind::Config`] if no table of the stream matches.
-pub async fn resnapshot(mut parts: Parts, tables: &Selection) -> Result<Vec<TableName>> {
-    let (state, head) = recover_state(&mut parts).await?;
-    let known = state
-        .as_ref()
-        .map(|s| s.tables.as_slice())
-        .unwrap_or_default();
-    let there = || known.iter().filter(|t| !t.ended).map(|t| &t.table);
-    let chosen: Vec<TableName> = there().filter(|t| tables.matches(t)).cloned().collect();
-    if chosen.is_empty() {
-        return Err(no_such_table());
-    }
-    let everything = chosen.len() == there().count();
-    let mut run = Run {
-        until: Until::default(),
-        until_caught_up: false,
-        staging: None,
-        cleaning: None,
-    };
-    let (mut state, staging, generation) = run.take_over(&mut parts, state, head).await?;
-    let mut through = state.through.clone();
-    if everything {
-        through.position = parts.source.prepare(&chosen).await?;
-    }
-    let entries = chosen.iter().map(|t| TableEntry {
-        table: t.clone(),
-        schema_version: state
-            .tables
-            .iter()
-            .find(|p| p.table == *t)
-            .map_or(1, |p| p.schema_version),
-        snapshot: None,
-        files: Vec::new(),
-        error: None,
-        ended: true,
-        again: true,
-    });
-    let epoch = state.epoch + 1;
-    let entry = parts.log.entry(
-        epoch,
-        generation,
-        EntryKind::Append,
-        state.through.clone(),
-        through,
-        entries.collect(),
-        staging.staged_from(epoch),
-    );
-    let receipt = parts.log.commit(entry).await?;
-    recover::apply(&mut state, receipt.entry())?;
-    parts.checkpoints.replace(&state)?;
-    run.finish_cleaning().await;
-    Ok(chosen)
-}
-
-/// What `resnapshot` says where no table matches.
-pub fn no_such_table() -> Error {
-    Error::fatal(Kind::Config, "no table of the stream has such a name")
-        .hint("`caudal status` lists the stream's tables")
 }
 
 async fn sleep_until(deadline: Option<Instant>) {
@@ -603,30 +543,32 @@ async fn load_schemas(parts: &mut Parts, state: Checkpoint) -> Result<Recovered>
     for s in parts.checkpoints.schemas()? {
         local.insert((s.table.clone(), s.version), s);
     }
+    let wanted = state.tables.iter();
+    let wanted = wanted.flat_map(|p| (1..=p.schema_version).map(|v| (p.table.clone(), v)));
+    let absent: Vec<_> = wanted.filter(|w| !local.contains_key(w)).collect();
+    let log = &parts.log;
+    let fetched: Vec<TableSchema> = futures::stream::iter(absent)
+        .map(|(table, version)| async move {
+            log.read_schema(&table, version).await?.ok_or_else(|| {
+                let text = format!("schema version {version} of {table} is missing from the lake");
+                Error::fatal(Kind::Corrupt, text)
+            })
+        })
+        .buffer_unordered(16)
+        .try_collect()
+        .await?;
+    for s in fetched {
+        parts.checkpoints.put_schema(&s)?;
+        local.insert((s.table.clone(), s.version), s);
+    }
     let mut schemas = HashMap::new();
     let mut next_column_ids = HashMap::new();
     for p in &state.tables {
         let mut next_id = 1;
         for version in 1..=p.schema_version {
-            let schema =
-                match local.remove(&(p.table.clone(), version)) {
-                    Some(s) => s,
-                    None => {
-                        let s = parts.log.read_schema(&p.table, version).await?.ok_or_else(
-                            || {
-                                Error::fatal(
-                                    Kind::Corrupt,
-                                    format!(
-                                        "schema version {version} of {} is missing from the lake",
-                                        p.table
-                                    ),
-                                )
-                            },
-                        )?;
-                        parts.checkpoints.put_schema(&s)?;
-                        s
-                    }
-                };
+            let Some(schema) = local.remove(&(p.table.clone(), version)) else {
+                return Err(Error::bug("a schema version was not fetched"));
+            };
             next_id = schema
                 .columns
                 .iter()

@@ -98,6 +98,10 @@ pub struct SnapshotEntry {
     /// Chunks planned so far.
     #[serde(default)]
     pub planned: u32,
+    /// The condition of the rows that this copy reads; of all rows if absent. Such a copy
+    /// begins without a `t`: what it does not read stays as it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub only: Option<String>,
     /// INV-6: which transactions an exact read saw.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mark: Option<String>,
@@ -107,6 +111,25 @@ pub struct SnapshotEntry {
     /// Set when the tail had covered `live_at` at this commit.
     #[serde(default)]
     pub live: bool,
+}
+
+impl SnapshotEntry {
+    /// A copy that has just begun.
+    pub fn begun(copy: u32, base_seq: i64, base_position: Position) -> Self {
+        SnapshotEntry {
+            chunks: Vec::new(),
+            done: false,
+            copy,
+            base_seq,
+            base_position,
+            bounds: Vec::new(),
+            planned: 0,
+            only: None,
+            mark: None,
+            live_at: None,
+            live: false,
+        }
+    }
 }
 
 /// One file of a commit.

@@ -117,6 +117,11 @@ impl Layout {
         self.key("_log/")
     }
 
+    /// The key of the directory where work is shared, with its slash.
+    pub fn work_dir(&self) -> String {
+        self.key("_work/")
+    }
+
     /// The key of a log entry.
     pub fn log_entry(&self, epoch: u64) -> String {
         self.key(&format!("_log/{epoch:0EPOCH_DIGITS$}.json"))
@@ -165,8 +170,8 @@ pub fn segment(name: &str) -> String {
     let mut out = String::with_capacity(name.len());
     for (i, c) in name.chars().enumerate() {
         let reserved = matches!(c, '/' | '\\' | '%' | '=') || c.is_control();
-        // A leading dot hides a file, and makes `.` and `..`; `_log` beside the schemas is ours.
-        if reserved || (i == 0 && (c == '.' || name == "_log")) {
+        // A leading dot hides a file, and makes `.` and `..`; `_log` and `_work` beside the schemas are ours.
+        if reserved || (i == 0 && (c == '.' || matches!(name, "_log" | "_work"))) {
             let mut utf8 = [0; 4];
             for b in c.encode_utf8(&mut utf8).bytes() {
                 // Writing to a String cannot fail.

@@ -58,6 +58,7 @@ pub mod layout;
 pub mod log;
 pub mod parquet;
 pub mod store;
+pub mod work;
 
 pub use entry::{FileEntry, Kind as EntryKind, LogEntry, SnapshotEntry, TableEntry};
 pub use layout::{FileId, Layout, Partition};

@@ -100,6 +100,21 @@ pub struct Status {
     pub lag_seconds: Option<f64>,
     /// The tables.
     pub tables: Vec<TableStatus>,
+    /// All copies together, while there is one.
+    pub snapshot: Option<SnapshotStatus>,
+    /// What somebody should look at.
+    pub warnings: Vec<String>,
+}
+
+/// The copies of a [`Status`].
+#[derive(Debug, Clone, Deserialize)]
+pub struct SnapshotStatus {
+    /// Rows read so far.
+    pub rows: u64,
+    /// Rows in all, as far as the source's statistics say.
+    pub estimated_rows: u64,
+    /// Why every copy waits.
+    pub paused: Option<String>,
 }
 
 /// One table of a [`Status`].
@@ -113,9 +128,18 @@ pub struct TableStatus {
     pub chunks_done: Option<u64>,
     /// Why it is `errored`.
     pub error: Option<String>,
+    /// Rows of its copy.
+    pub snapshot_rows: u64,
+    /// Why its copy waits.
+    pub paused: Option<String>,
 }
 
 impl Status {
+    /// The table of this name.
+    pub fn table(&self, name: &str) -> Option<&TableStatus> {
+        self.tables.iter().find(|t| t.table == name)
+    }
+
     /// Whether there is a table and every one is live.
     pub fn all_live(&self) -> bool {
         !self.tables.is_empty() && self.tables.iter().all(|t| t.state == "live")

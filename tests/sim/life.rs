@@ -3,13 +3,14 @@
 use crate::lake;
 use async_trait::async_trait;
 use caudal::crash::CrashPoints;
-use caudal::settings::{OnChange, Settings, SnapshotMode};
-use caudal::snapshot::{FileLimits, SizeLimits};
+use caudal::settings::{OnChange, Order, Settings, SnapshotMode};
+use caudal::snapshot::{Budgets, FileLimits, SizeLimits};
 use caudal::status::StatusBoard;
 use caudal::supervise::{self, Goal, Outcome, Parts};
 use caudal_model::{Error, Kind, Result, TableName};
 use caudal_sinks::store::memory::StoreHook;
 use caudal_sinks::{Codec, CommitLog, Fault, MemoryStore, Operation, WriterOptions};
+use caudal_sources::filter::FilterSyntax;
 use caudal_sources::scripted::{Change, Row, Script};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -293,10 +294,15 @@ impl Life {
                 on_change: OnChange::Evolve,
                 workers: 2,
                 max_source_rows_per_second: 0,
+                order: Order::Smallest,
+                budgets: Budgets::default(),
+                warn_retained_log: 0,
+                filter_syntax: FilterSyntax::Standard,
                 max_delay: Duration::from_millis(self.roll(1..40)),
                 max_bytes: self.roll(50..4000) as usize,
                 buffer_bytes: self.roll(50..2000) as usize,
                 chunks: self.chunk_sizes(),
+                share: None,
                 worker_buffer_bytes: self.roll(50..2000) as usize,
                 copy_files: self.file_limits(),
                 idle_commit: Duration::from_millis(200),

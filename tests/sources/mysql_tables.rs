@@ -1,74 +1,16 @@
-//! Tables of MySQL and MariaDB: keys of every order, definitions that change, and columns
+//! Tables of MySQL and MariaDB: definitions that change, and columns
 //! that cannot be carried.
 
 use crate::database::{Place, on, run_each};
-use crate::rows::{copy_in, drain, start, tracked};
+use crate::rows::{drain, start, tracked};
 use caudal_model::Severity;
 use caudal_sources::TableOptions;
 
 on!(
-    mysql and mariadb: keys_of_many_types_are_chunked_without_gaps,
-    schema_changes_show_in_the_next_table_map,
+    mysql and mariadb: schema_changes_show_in_the_next_table_map,
     columns_that_are_left_out,
     rows_that_foreign_keys_change,
 );
-
-/// Keys whose order is not that of their bytes or of their text, with rows.
-const KEYS: &[(&str, &str)] = &[
-    (
-        "a int, b varchar(5) collate utf8mb4_general_ci, primary key (a, b)",
-        "(1,'a'),(1,'B'),(1,'c'),(1,'D'),(2,'ä'),(2,'b'),(3,''),(3,'x'),(4,'y'),(5,'z')",
-    ),
-    (
-        "a varchar(5) character set latin1, primary key (a)",
-        "('é'),('a'),('B'),('c '),('Z'),('ß'),('x''y'),('\\\\')",
-    ),
-    (
-        "a enum('z','y','x','w','v'), b bit(3), primary key (a, b)",
-        "('z',b'1'),('z',b'10'),('y',0),('x',7),('w',1),('v',1),('v',2)",
-    ),
-    (
-        "a datetime(6), b decimal(10,3), primary key (b, a)",
-        "('2024-01-01',1.5),('2024-01-01 00:00:00.000001',1.5),('0000-00-00',-1),('2023-05-05',0),('2024-01-02',1.5)",
-    ),
-    (
-        "a varbinary(4), primary key (a)",
-        "(x'00'),(x'0000'),(x'ff'),(''),(x'7f80'),(x'41')",
-    ),
-    (
-        "a float, b double, primary key (a, b)",
-        "(0.1,0.1),(0.1,0.2),(-1e30,5),(1e30,1e300),(3.3,2),(3.3,3)",
-    ),
-    (
-        "a timestamp(3), b time(2), c year, primary key (a, b, c)",
-        "('2024-01-01',1,2000),('2024-01-01',1,2001),('2024-01-01','-5:00',2001),('2024-01-02',1,2000)",
-    ),
-    (
-        "a bigint unsigned, primary key (a)",
-        "(18446744073709551615),(0),(9223372036854775808),(5),(7)",
-    ),
-];
-
-async fn keys_of_many_types_are_chunked_without_gaps(place: Place) {
-    let db = place.database(&[]).await;
-    let mut session = db.session().await;
-    for (definition, values) in KEYS {
-        let create = format!("CREATE TABLE t ({definition}) CHARACTER SET utf8mb4");
-        let insert = format!("INSERT INTO t VALUES {values}");
-        run_each(&mut session, &["DROP TABLE IF EXISTS t", &create, &insert]).await;
-        for chunk_rows in [1, 2, 1000] {
-            let source = db.open(db.options());
-            let schema = tracked(&*source).await.remove(0).schema;
-            let base = source.current_position().await.unwrap();
-            let (mut rows, _) = copy_in(chunk_rows, &*source, &schema, &base, 200).await;
-            let expected = values.matches("),(").count() + 1;
-            assert_eq!(rows.len(), expected, "{definition}: {rows:?}");
-            rows.sort();
-            rows.dedup();
-            assert_eq!(rows.len(), expected, "{definition}: {rows:?}");
-        }
-    }
-}
 
 async fn schema_changes_show_in_the_next_table_map(place: Place) {
     let db = place

@@ -6,6 +6,7 @@ use caudal_tests::agent::Running;
 use caudal_tests::databases::Kind;
 
 on_every_source!(
+    an_included_table_is_copied_alone,
     created_tables_are_copied,
     dropped_tables_end,
     renamed_tables_are_copied_under_their_new_name,
@@ -43,6 +44,33 @@ async fn wait_for_absence(t: &Trial, running: &mut Running, table: &str) -> Resu
             s.tables.iter().all(|t| t.table != name)
         })
         .await?;
+    Ok(())
+}
+
+/// `tables.include` grew between two runs: nothing but the new table is read.
+async fn an_included_table_is_copied_alone(t: &Trial) -> Result<()> {
+    create(t, "first", 300).await?;
+    create(t, "second", 500).await?;
+    let mut agent = t.agent()?;
+    let (first, second) = (t.source.table("first"), t.source.table("second"));
+    agent.config.set("tables.include", vec![first.clone()]);
+    agent.run_until_caught_up().await?;
+    t.source
+        .exec("update first set name = 'x' where id < 20; update second set name = 'x'")
+        .await?;
+    agent
+        .config
+        .set("tables.include", vec![first.clone(), second.clone()]);
+    agent.run_until_caught_up().await?;
+    let report = t.expect_equal(&["first", "second"]).await?;
+    assert_eq!(
+        (report.count(&first, "r"), report.count(&first, "t")),
+        (300, 0)
+    );
+    assert_eq!(
+        (report.count(&second, "r"), report.count(&second, "t")),
+        (500, 0)
+    );
     Ok(())
 }
 

@@ -64,6 +64,12 @@ pub struct TableProgress {
     pub live_at: Option<Position>,
     /// Rows that the lake holds of the snapshot.
     pub snapshot_rows: u64,
+    /// Bytes of the files that hold them.
+    #[serde(default)]
+    pub snapshot_bytes: u64,
+    /// The condition of the rows that this copy reads; of all rows if absent.
+    #[serde(default)]
+    pub only: Option<String>,
     /// Rows written to `changes`, all operations.
     pub rows: u64,
     /// Why the table is `errored`.
@@ -89,6 +95,8 @@ impl TableProgress {
             chunks_total: 0,
             live_at: None,
             snapshot_rows: 0,
+            snapshot_bytes: 0,
+            only: None,
             rows: 0,
             error: None,
             ended: false,

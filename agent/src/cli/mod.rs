@@ -8,6 +8,7 @@ mod output;
 mod resnapshot;
 mod run;
 mod schema;
+mod snapshot;
 mod status;
 mod tables;
 
@@ -56,8 +57,11 @@ enum Command {
     Check,
     /// List the selected tables: size, key, planned chunks, columns and their lake types.
     Tables,
-    /// Have tables copied again by the next run; stop the agent first.
+    /// Have tables copied again, by the running agent or by the next run.
     Resnapshot(ResnapshotArguments),
+    /// Let copies wait or go on, with the agent up or down.
+    #[command(subcommand)]
+    Snapshot(SnapshotCommand),
     /// Show the state of the stream and its tables, with the agent up or down.
     Status,
     /// Print the JSON Schema of the config file.
@@ -74,6 +78,11 @@ struct RunArguments {
     /// End with exit code 6 if that takes longer, such as "15m".
     #[arg(long, value_name = "DURATION", value_parser = units::parse_duration)]
     deadline: Option<Duration>,
+
+    /// Read chunks for the agent that owns the stream, which runs elsewhere with the same
+    /// configuration, until every table is copied. Needs no state directory.
+    #[arg(long, conflicts_with = "until_caught_up")]
+    snapshot_worker: bool,
 }
 
 #[derive(Debug, clap::Args)]
@@ -81,6 +90,27 @@ struct ResnapshotArguments {
     /// Tables as `schema.table`; `*` and `?` are patterns. Naming all of them also moves
     /// the stream to where the source's log is now.
     #[arg(required = true, value_name = "TABLE")]
+    tables: Vec<String>,
+
+    /// Read again only the rows that fulfil this condition (as `filter` of an override), and
+    /// leave the others as they are: rows that the source has are added and corrected, and
+    /// none is removed.
+    #[arg(long = "where", value_name = "CONDITION")]
+    condition: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+enum SnapshotCommand {
+    /// Let no further chunk be read until `resume`; the log is followed on.
+    Pause(SnapshotArguments),
+    /// Let copies go on.
+    Resume(SnapshotArguments),
+}
+
+#[derive(Debug, clap::Args)]
+struct SnapshotArguments {
+    /// Tables as `schema.table`; `*` and `?` are patterns. All copies, if absent.
+    #[arg(value_name = "TABLE")]
     tables: Vec<String>,
 }
 
@@ -166,6 +196,9 @@ fn execute(cli: Cli, bars: &MultiProgress) -> Result<u8> {
             Command::Tables => Box::pin(tables::execute(&config, &output)).await,
             Command::Resnapshot(arguments) => {
                 Box::pin(resnapshot::execute(&config, &arguments, &output)).await
+            }
+            Command::Snapshot(command) => {
+                Box::pin(snapshot::execute(&config, &command, &output)).await
             }
             Command::Status => Box::pin(status::execute(&config, &output)).await,
             Command::Schema => schema::execute(&output),

@@ -120,35 +120,6 @@ pub(super) fn align(header: &[&str], rows: &[Vec<String>]) -> String {
     text
 }
 
-/// `1234567` as `1,234,567`.
-pub(super) fn grouped(n: u64) -> String {
-    let digits = n.to_string();
-    let mut out = String::with_capacity(digits.len() + digits.len() / 3);
-    for (i, c) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            out.push(',');
-        }
-        out.push(c);
-    }
-    out
-}
-
-/// `1536` as `1.5 KiB`.
-pub(super) fn bytes(n: u64) -> String {
-    let mut value = n as f64;
-    for unit in ["B", "KiB", "MiB", "GiB"] {
-        if value < 1024.0 {
-            return if unit == "B" {
-                format!("{n} B")
-            } else {
-                format!("{value:.1} {unit}")
-            };
-        }
-        value /= 1024.0;
-    }
-    format!("{value:.1} TiB")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -164,13 +135,5 @@ mod tests {
             "table    rows\na       1,000\nlonger      7\n"
         );
         assert_eq!(align(&["table"], &[]), "table\n");
-        assert_eq!(
-            (grouped(7), grouped(1_234_567)),
-            ("7".into(), "1,234,567".into())
-        );
-        assert_eq!(
-            (bytes(12), bytes(1536), bytes(5 << 40)),
-            ("12 B".into(), "1.5 KiB".into(), "5.0 TiB".into())
-        );
     }
 }

@@ -1,12 +1,13 @@
 //! `caudal run`: the agent, with what surrounds it: signals, the server, the progress
 //! display and the summary.
 
-use super::output::{Output, grouped};
+use super::output::Output;
 use super::{RunArguments, code};
 use crate::config::Config;
 use crate::progress::Progress;
 use crate::status::{StatusBoard, StatusReport};
 use crate::supervise::{Ending, Goal, Outcome};
+use crate::text::grouped;
 use caudal_model::{Error, Kind, Result, TableState};
 use indicatif::MultiProgress;
 use std::io::IsTerminal;
@@ -42,6 +43,11 @@ pub(super) async fn execute(
     let draw = !output.is_json() && std::io::stderr().is_terminal();
     let progress = draw.then(|| Progress::start(board.clone(), bars.clone()));
 
+    if arguments.snapshot_worker {
+        let joined = crate::start::join(config, arguments.deadline, board, &shutdown).await;
+        server.cancel();
+        return joined.map(|()| code::DONE);
+    }
     let goal = Goal {
         until_caught_up: arguments.until_caught_up,
         deadline: arguments.deadline,

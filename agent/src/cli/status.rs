@@ -5,14 +5,16 @@
 //! machine, may have gone on. A lake that cannot be reached leaves the checkpoint.
 
 use super::code;
-use super::output::{Output, align, bytes, grouped};
+use super::output::{Output, align};
 use crate::config::Config;
 use crate::http::fetch_status;
-use crate::recover::{self, Resume};
-use crate::status::{StatusReport, StreamState, TableStatus};
+use crate::latest::newest;
+use crate::requests::Requests;
+use crate::snapshot::Pause;
+use crate::status::{SnapshotStatus, StatusReport, StreamState, TableStatus};
+use crate::text::{bytes, grouped, span};
 use caudal_checkpoints::{CheckpointStore, RocksStore};
 use caudal_model::{Checkpoint, Error, Kind, Result, TableState};
-use caudal_sinks::CommitLog;
 use std::time::Duration;
 
 const LAKE_TIMEOUT: Duration = Duration::from_secs(15);
@@ -71,51 +73,19 @@ async fn without_agent(config: &Config) -> Result<StatusReport> {
         }
     };
     let running = caudal_checkpoints::is_held(dir);
-    Ok(report(config, known, running))
-}
-
-/// The newest state of the stream, reading the log from the checkpoint on.
-async fn newest(log: &CommitLog, checkpoint: Option<Checkpoint>) -> Result<Option<Checkpoint>> {
-    let Some(head) = log.head(checkpoint.as_ref().map(|c| c.epoch)).await? else {
-        return Ok(checkpoint);
-    };
-    let at = match &checkpoint {
-        Some(c) if c.epoch == head.epoch => Some(head.clone()),
-        Some(c) if (1..head.epoch).contains(&c.epoch) => log.read(c.epoch).await?,
-        _ => None,
-    };
-    let mut state = match recover::plan_resume(Some(&head), checkpoint, at.as_ref())? {
-        Resume::Fresh => return Ok(None),
-        Resume::Checkpoint(state) => *state,
-        Resume::Rebuild(_) => {
-            let mut entry = head.clone();
-            loop {
-                if let Some(state) = recover::from_state(&entry) {
-                    break state;
-                }
-                if entry.epoch == 1 {
-                    let mut state = recover::genesis(entry.after.clone());
-                    recover::apply(&mut state, &entry)?;
-                    break state;
-                }
-                entry = read(log, entry.epoch - 1).await?;
-            }
+    let mut report = report(config, known, running);
+    let paused = Requests::new(dir).paused();
+    let why = || Some(Pause::Request.to_string());
+    for t in &mut report.tables {
+        let copying = matches!(t.state, TableState::Pending | TableState::Snapshotting);
+        if copying && (paused.all || paused.tables.contains(&t.table)) {
+            t.paused = why();
         }
-    };
-    while state.epoch < head.epoch {
-        let entry = read(log, state.epoch + 1).await?;
-        recover::apply(&mut state, &entry)?;
     }
-    Ok(Some(state))
-}
-
-async fn read(log: &CommitLog, epoch: u64) -> Result<caudal_sinks::LogEntry> {
-    log.read(epoch).await?.ok_or_else(|| {
-        Error::fatal(
-            Kind::Corrupt,
-            format!("commit {epoch} of the log is missing"),
-        )
-    })
+    if let Some(snapshot) = report.snapshot.as_mut().filter(|_| paused.all) {
+        snapshot.paused = why();
+    }
+    Ok(report)
 }
 
 /// `running` says that an agent holds the state directory, though none answered.
@@ -132,6 +102,7 @@ fn report(config: &Config, known: Option<Checkpoint>, running: bool) -> StatusRe
         let tables = c.tables.iter().filter(|t| !t.ended);
         report.tables = tables.map(TableStatus::from).collect();
         report.tables.sort_by(|a, b| a.table.cmp(&b.table));
+        report.snapshot = crate::status::committed(&report.tables);
     }
     if running {
         let copying =
@@ -171,36 +142,90 @@ fn render(output: &Output, r: &StatusReport) -> String {
     if !lag.is_empty() {
         facts.push(("lag", lag.join(", ")));
     }
+    if let Some(retained) = r.source_log_retained_bytes {
+        facts.push(("retained log", bytes(retained)));
+    }
+    if let Some(all) = &r.snapshot {
+        facts.push(("copy", copy(all)));
+        if let Some(why) = &all.paused {
+            facts.push(("paused", why.clone()));
+        }
+    }
     for (name, value) in facts {
         text.push_str(&format!("  {name:<16}{value}\n"));
+    }
+    for warning in &r.warnings {
+        text.push_str(&output.alarm(&format!("  warning: {warning}\n")));
     }
     if r.tables.is_empty() {
         return text + "no table is known yet\n";
     }
+    let mut header = vec!["table", "state", "rows", "chunks"];
+    header.extend(match r.snapshot {
+        Some(_) => ["copied", "left"].as_slice(),
+        None => &["schema"],
+    });
     let rows: Vec<Vec<String>> = r
         .tables
         .iter()
         .map(|t| {
-            vec![
+            let state = match &t.paused {
+                Some(_) => "paused",
+                None => crate::status::table_state_label(t.state),
+            };
+            let mut cells = vec![
                 t.table.to_string(),
-                crate::status::table_state_label(t.state).to_owned(),
+                state.to_owned(),
                 grouped(t.rows),
                 format!("{}/{}", t.chunks_done, t.chunks_total),
-                t.schema_version.to_string(),
-            ]
+            ];
+            if r.snapshot.is_some() {
+                cells.extend([copied(t), t.seconds_left.map_or_else(String::new, span)]);
+            } else {
+                cells.push(t.schema_version.to_string());
+            }
+            cells
         })
         .collect();
     text.push('\n');
-    text.push_str(&align(
-        &["table", "state", "rows", "chunks", "schema"],
-        &rows,
-    ));
+    text.push_str(&align(&header, &rows));
     for t in &r.tables {
         if let Some(error) = &t.error {
             text.push_str(&output.alarm(&format!("\n{}: {error}\n", t.table)));
         }
     }
     text
+}
+
+/// The copies together, in one line.
+fn copy(all: &SnapshotStatus) -> String {
+    let mut parts = vec![format!("{} rows", grouped(all.rows))];
+    if all.estimated_rows > all.rows {
+        parts[0] = format!(
+            "{} of ~{} rows",
+            grouped(all.rows),
+            grouped(all.estimated_rows)
+        );
+    }
+    parts.extend(
+        all.rows_per_second
+            .map(|r| format!("{}/s", grouped(r as u64))),
+    );
+    parts.push(bytes(all.bytes));
+    parts.push(format!("chunks {}/{}", all.chunks_done, all.chunks_total));
+    parts.push(format!("tables {}/{}", all.tables_done, all.tables_total));
+    parts.extend(all.seconds_left.map(|s| format!("{} left", span(s))));
+    parts.join(", ")
+}
+
+/// How much of a table is copied.
+fn copied(t: &TableStatus) -> String {
+    match t.estimated_rows {
+        _ if t.state == TableState::Live => "100%".to_owned(),
+        // Statistics are not exact: only a copy that is over is whole.
+        Some(rows) if rows > 0 => format!("{}%", (t.snapshot_rows * 100 / rows).min(99)),
+        _ => String::new(),
+    }
 }
 
 #[cfg(test)]
@@ -237,6 +262,27 @@ mod tests {
              public.orders  live     120,000     0/0       1\n\
              \npublic.bad: column `x` changed\n"
         );
+        let mut copying = TableProgress::pending(TableName::new("public", "orders"));
+        copying.state = TableState::Snapshotting;
+        (copying.rows, copying.snapshot_rows) = (50, 50);
+        let mut r = StatusReport::empty("shop", "mysql", StreamState::Snapshotting);
+        let mut t = TableStatus::from(&copying);
+        (t.estimated_rows, t.seconds_left) = (Some(200), Some(75));
+        t.paused = Some("because".into());
+        r.snapshot = crate::status::committed(std::slice::from_ref(&t));
+        r.source_log_retained_bytes = Some(1536);
+        r.warnings.push("look".into());
+        r.tables.push(t);
+        let text = render(&Output::new(true), &r);
+        for line in [
+            "  retained log    1.5 KiB",
+            "  copy            50 of ~200 rows, 0 B, chunks 0/0, tables 0/1",
+            "  warning: look",
+            "table          state   rows  chunks  copied  left",
+            "public.orders  paused    50     0/0     25%    1m",
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line} is not in\n{text}");
+        }
         assert_eq!(report(&config, None, true).state, StreamState::Starting);
     }
 }

@@ -1,9 +1,10 @@
 //! `caudal tables`: what the stream would carry.
 
 use super::code;
-use super::output::{Output, align, bytes, grouped};
+use super::output::{Output, align};
 use crate::config::Config;
 use crate::snapshot::{ChunkSize, SizeLimits};
+use crate::text::{bytes, grouped};
 use caudal_model::{Finding, LakeType, Result, Severity, TableName};
 use caudal_sources::DiscoveredTable;
 use serde::Serialize;

@@ -11,6 +11,7 @@ mod rules;
 mod sections;
 mod shape;
 pub mod units;
+mod window;
 
 #[cfg(test)]
 mod tests;
@@ -20,13 +21,15 @@ use caudal_sinks::StoreOptions;
 use caudal_sources::{SourceOptions, TableOptions, TlsMode, TlsOptions, filter};
 use document::{Document, Problem};
 use schemars::JsonSchema;
-use secrecy::ExposeSecret;
+use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 pub use document::Places;
 pub use sections::*;
+pub use window::{Window, Windows};
 
 /// The config file.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
@@ -203,8 +206,8 @@ impl Config {
             publication: s.publication.clone(),
             selection,
             tables: self.table_options()?,
-            replica: None,
-            watch_replicas: Vec::new(),
+            replica: self.snapshot.replica.clone(),
+            watch_replicas: self.snapshot.watch_replicas.clone(),
             spill_dir: self.stream.state_dir.join("spill"),
             // A quarter: the open epoch, the files being encoded and the parts in flight
             // need the rest (INV-9).
@@ -248,6 +251,27 @@ impl Config {
 
     /// What is done to rows on their way, with the salt fetched.
     pub fn rules(&self) -> Result<Rules> {
+        let tables = self.table_options()?.into_iter().map(|(table, o)| {
+            let rules = TableRules {
+                hash_columns: o.hash_columns,
+                filter: o.filter,
+            };
+            (table, rules)
+        });
+        Ok(Rules::new(self.salt()?.expose_secret(), tables.collect()))
+    }
+
+    /// Tells apart configurations that treat tables or their rows otherwise, in hex.
+    pub fn tables_digest(&self) -> Result<String> {
+        let tables = serde_json::to_vec(&self.tables)
+            .map_err(|e| Error::bug("the tables cannot be written as JSON").caused_by(e))?;
+        let digest = Sha256::new()
+            .chain_update(tables)
+            .chain_update(self.salt()?.expose_secret());
+        Ok(hex::encode(digest.finalize()))
+    }
+
+    fn salt(&self) -> Result<SecretString> {
         let salt = match &self.tables.hash_salt {
             Some(s) => s
                 .resolve()
@@ -257,14 +281,7 @@ impl Config {
         if self.tables.hash_salt.is_some() && salt.expose_secret().is_empty() {
             return Err(self.error_at("tables.hash_salt", "must not be empty"));
         }
-        let tables = self.table_options()?.into_iter().map(|(table, o)| {
-            let rules = TableRules {
-                hash_columns: o.hash_columns,
-                filter: o.filter,
-            };
-            (table, rules)
-        });
-        Ok(Rules::new(salt.expose_secret(), tables.collect()))
+        Ok(salt)
     }
 }
 

@@ -47,6 +47,7 @@ pub(super) fn problems(config: &Config) -> Vec<Problem> {
     tables(&mut c);
     sink(&mut c);
     amounts(&mut c);
+    snapshot(&mut c);
     http(&mut c);
     unsupported(&mut c);
     c.problems
@@ -360,6 +361,58 @@ fn amounts(c: &mut Checker<'_>) {
         "commit.max_delay",
         "must be from 100ms to 1d",
     );
+}
+
+/// `host` or `host:port`; an IPv6 address stands in brackets.
+fn is_address(text: &str) -> bool {
+    let (host, port) = match text.strip_prefix('[').and_then(|t| t.split_once(']')) {
+        Some((host, "")) => (host, None),
+        Some((host, rest)) => (host, rest.strip_prefix(':').or(Some(""))),
+        None => match text.split_once(':') {
+            Some((host, port)) => (host, Some(port)),
+            None => (text, None),
+        },
+    };
+    let good = |p: &str| p.parse::<u16>().is_ok_and(|p| p > 0);
+    !host.is_empty() && !host.contains(char::is_whitespace) && port.is_none_or(good)
+}
+
+fn snapshot(c: &mut Checker<'_>) {
+    let s = &c.config.snapshot;
+    let refused = |address: &str| {
+        format!("`{address}` is not a host or host:port, such as \"replica1:3306\"")
+    };
+    if let Some(replica) = &s.replica {
+        c.refuse_if(!is_address(replica), "snapshot.replica", refused(replica));
+    }
+    for (i, replica) in s.watch_replicas.iter().enumerate() {
+        c.refuse_if(
+            !is_address(replica),
+            &format!("snapshot.watch_replicas[{i}]"),
+            refused(replica),
+        );
+    }
+    c.refuse_if(
+        c.config.source.kind == SourceKind::Postgres && !s.watch_replicas.is_empty(),
+        "snapshot.watch_replicas",
+        "only mysql and mariadb need it: PostgreSQL knows its replicas itself; remove it",
+    );
+    let lag = s.max_replica_lag;
+    c.refuse_if(
+        !lag.is_zero() && lag < Duration::from_secs(1),
+        "snapshot.max_replica_lag",
+        "must be 1s or more, or 0s for no limit",
+    );
+    for (key, size) in [
+        ("snapshot.max_retained_log", s.max_retained_log),
+        ("snapshot.warn_retained_log", s.warn_retained_log),
+    ] {
+        c.refuse_if(
+            (1..MIB).contains(&size),
+            key,
+            "must be 1MiB or more, or 0B for none",
+        );
+    }
 }
 
 fn http(c: &mut Checker<'_>) {

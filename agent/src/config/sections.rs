@@ -3,6 +3,7 @@
 //! The doc comments are the descriptions that `caudal schema` and errors print.
 
 use super::units::{self, DurationText, SizeText};
+use super::window::{Windows, WindowsText};
 use crate::secret::SecretRef;
 use caudal_sources::filter::FilterSyntax;
 use schemars::JsonSchema;
@@ -181,6 +182,21 @@ pub enum SnapshotMode {
     Only,
 }
 
+/// Which table is copied first.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum SnapshotOrder {
+    /// The smallest, so that most tables are live soon.
+    #[default]
+    Smallest,
+    /// The largest.
+    Largest,
+    /// By name.
+    Name,
+    /// In the order of the patterns of `tables.include`.
+    Listed,
+}
+
 /// `[snapshot]`
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
@@ -201,6 +217,33 @@ pub struct SnapshotSection {
     /// Limit on the rows that snapshots read from the source in a second; 0 is no limit.
     #[schemars(range(min = 0, max = 9223372036854775807u64))]
     pub max_source_rows_per_second: u64,
+    /// Which table is copied first.
+    pub order: SnapshotOrder,
+    /// Hours of the day in which copies read: `22:00-06:00`, or a list of such; UTC unless
+    /// an offset (`+02:00`) or `local`, the machine's time, follows. Always, if absent.
+    #[schemars(with = "WindowsText")]
+    pub window: Windows,
+    /// Copies wait while a replica of the source is further behind than this; 0s is no limit.
+    #[serde(with = "units::duration")]
+    #[schemars(with = "DurationText")]
+    pub max_replica_lag: Duration,
+    /// Copies wait while the source has more open transactions than this; 0 is no limit.
+    #[schemars(range(min = 0, max = 1000000))]
+    pub max_open_transactions: u64,
+    /// Copies wait while the source keeps more log than this for the stream; 0B is no limit.
+    #[serde(with = "units::size")]
+    #[schemars(with = "SizeText")]
+    pub max_retained_log: u64,
+    /// A warning when the source keeps more log than this for the stream, whether tables
+    /// are copied or not; 0B is none.
+    #[serde(with = "units::size")]
+    #[schemars(with = "SizeText")]
+    pub warn_retained_log: u64,
+    /// Replica that copies are read from, as `host` or `host:port`; the log is always read
+    /// from `source.host`.
+    pub replica: Option<String>,
+    /// mysql, mariadb: replicas whose lag `max_replica_lag` looks at, as `host` or `host:port`.
+    pub watch_replicas: Vec<String>,
 }
 
 impl Default for SnapshotSection {
@@ -211,6 +254,14 @@ impl Default for SnapshotSection {
             chunk_rows: None,
             chunk_time: Duration::from_secs(2),
             max_source_rows_per_second: 0,
+            order: SnapshotOrder::Smallest,
+            window: Windows::default(),
+            max_replica_lag: Duration::ZERO,
+            max_open_transactions: 0,
+            max_retained_log: 0,
+            warn_retained_log: 10 << 30,
+            replica: None,
+            watch_replicas: Vec::new(),
         }
     }
 }

@@ -7,6 +7,7 @@
 
 use super::document::{Document, ENV_PREFIX, Problem, parse_value};
 use super::units::{DURATION_FORMAT, SIZE_FORMAT};
+use super::window::{WINDOW_EXAMPLE, WINDOW_FORMAT};
 use crate::secret::SECRET_FORMAT;
 use serde_json::{Map, Value};
 use std::sync::OnceLock;
@@ -78,6 +79,9 @@ fn describe(schema: &Value) -> String {
             "a duration with its unit, such as \"10s\", \"15m\" or \"30d\"".to_owned()
         }
         (Some(SIZE_FORMAT), _) => "a size with its unit, such as \"128MiB\" or \"1GB\"".to_owned(),
+        (Some(WINDOW_FORMAT), _) => {
+            format!("hours of the day, such as {WINDOW_EXAMPLE}, or a list of such")
+        }
         (_, Some("boolean")) => "true or false".to_owned(),
         (_, Some("integer")) => {
             let bound = |name| schema.get(name).filter(|v| v.is_number());
@@ -198,6 +202,8 @@ fn walk(document: &Document, value: &Value, schema: &Value, path: &str, out: &mu
     }
     match (type_of(schema), value) {
         (Some("string"), Value::String(_)) | (Some("boolean"), Value::Bool(_)) => {}
+        (Some("string"), Value::Array(list))
+            if format_of(schema) == Some(WINDOW_FORMAT) && list.iter().all(Value::is_string) => {}
         (Some("integer"), Value::Number(n)) if !n.is_f64() => {
             let low = schema
                 .get("minimum")

@@ -36,6 +36,13 @@ mode = "initial"                      # initial | never | only
 workers = 4
 chunk_rows = 100_000
 max_source_rows_per_second = 0        # 0 = no limit
+order = "smallest"                    # smallest | largest | name | listed (as tables.include)
+window = "22:00-06:00 +02:00"         # or a list; UTC without an offset; always if absent
+max_replica_lag = "30s"               # copies wait while a replica is further behind; 0s = off
+max_open_transactions = 200           # copies wait while more are open; 0 = off
+max_retained_log = "50GiB"            # copies wait while the source keeps more; 0B = off
+warn_retained_log = "10GiB"           # a warning, all the time; 0B = off
+replica = "replica1:5432"             # copies are read here, the log from source.host
 
 [commit]                              # a commit closes at whichever comes first
 max_delay = "10s"
@@ -109,6 +116,12 @@ fn the_example_is_understood() {
     c.rules().unwrap();
     assert_eq!(c.stream.name, "shop");
     assert_eq!(c.source.kind, SourceKind::Postgres);
+    assert_eq!(c.snapshot.order, SnapshotOrder::Smallest);
+    assert_eq!(c.snapshot.max_replica_lag, Duration::from_secs(30));
+    assert_eq!(c.snapshot.max_retained_log, 50 << 30);
+    let noon = "2026-11-21T12:00:00Z".parse().unwrap();
+    let opens = "2026-11-21T20:00:00Z".parse().unwrap();
+    assert_eq!(c.snapshot.window.closed_until(noon), Some(opens));
     assert_eq!(c.commit.max_delay, Duration::from_secs(10));
     assert_eq!(
         (c.commit.max_bytes, c.commit.memory),
@@ -191,6 +204,35 @@ fn mistakes_name_place_key_and_what_is_allowed() {
             "kind = \"postgres\"",
             "kind = \"sqlserver\"",
             "caudal.toml:5:8: source.kind: \"sqlserver\" is not supported by this version",
+        ),
+        (
+            "[sink]",
+            "[snapshot]\nwindow = \"22-6\"\n[sink]",
+            "caudal.toml:12:10: snapshot.window: `22-6` is not a window; write it like \
+             \"22:00-06:00\" or \"22:00-06:00 +02:00\"",
+        ),
+        (
+            "[sink]",
+            "[snapshot]\nwindow = 22\n[sink]",
+            "caudal.toml:12:10: snapshot.window: expected hours of the day, such as \
+             \"22:00-06:00\" or \"22:00-06:00 +02:00\", or a list of such, found a whole number",
+        ),
+        (
+            "[sink]",
+            "[snapshot]\norder = \"smalest\"\n[sink]",
+            "caudal.toml:12:9: snapshot.order: `smalest` is not allowed; expected one of \
+             \"smallest\", \"largest\", \"name\", \"listed\"; did you mean \"smallest\"?",
+        ),
+        (
+            "[sink]",
+            "[snapshot]\nmax_replica_lag = \"5ms\"\nmax_retained_log = \"1B\"\n\
+             replica = \"a:b:c\"\nwatch_replicas = [\"r\"]\n[sink]",
+            "caudal.toml:14:11: snapshot.replica: `a:b:c` is not a host or host:port, such as \
+             \"replica1:3306\"\n\
+             caudal.toml:15:18: snapshot.watch_replicas: only mysql and mariadb need it: \
+             PostgreSQL knows its replicas itself; remove it\n\
+             caudal.toml:12:19: snapshot.max_replica_lag: must be 1s or more, or 0s for no limit\n\
+             caudal.toml:13:20: snapshot.max_retained_log: must be 1MiB or more, or 0B for none",
         ),
         (
             "[sink]",
@@ -342,6 +384,7 @@ fn the_environment_overrides_the_file() {
             ("SOURCE__PASSWORD", "12345"),
             ("COMMIT__MAX_DELAY", "2s"),
             ("TABLES__INCLUDE", "['a.b', 'c.d']"),
+            ("SNAPSHOT__WINDOW", "00:00-12:00, 12:00-24:00"),
             ("SINK__URL", "s3://lake"),
             ("SINK__PATH_STYLE", "true"),
         ],
@@ -357,6 +400,7 @@ fn the_environment_overrides_the_file() {
     );
     assert_eq!(c.commit.max_delay, Duration::from_secs(2));
     assert_eq!(c.tables.include, ["a.b", "c.d"]);
+    assert_eq!(c.snapshot.window.closed_until(chrono::Utc::now()), None);
     assert_eq!(c.sink.path_style, Some(true));
     let e = with_environment(
         SMALL,

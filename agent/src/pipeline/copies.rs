@@ -4,14 +4,18 @@
 use super::renewal::problem;
 use super::{ExactRequest, Pipeline};
 use crate::epoch::OpenEpoch;
+use crate::metrics;
 use crate::settings::SnapshotMode;
 use crate::snapshot::{self, Base, ChunkSize, Copy};
+use crate::status::TableStatus;
 use caudal_model::schema::Evolution;
 use caudal_model::{
-    Error, Finding, Position, Result, Severity, TableName, TableProgress, TableSchema, TableState,
+    Error, Finding, Kind, Position, Result, Severity, TableName, TableProgress, TableSchema,
+    TableState,
 };
 use caudal_sinks::SnapshotEntry;
-use caudal_sources::{DiscoveredTable, Tail, TrackedTable};
+use caudal_sources::{DiscoveredTable, Tail, TrackedTable, filter};
+use std::collections::HashMap;
 use std::sync::Arc;
 
 impl Pipeline<'_> {
@@ -67,9 +71,17 @@ impl Pipeline<'_> {
 
     /// Takes up the copies that an earlier attempt began and that can go on: those with a
     /// key. Exact reads ended with their connections and begin anew with [`Self::begin_copies`].
-    pub(super) fn resume_copies(&mut self) -> Vec<Arc<Copy>> {
+    ///
+    /// Errors: [`Kind::Corrupt`] if a copy's condition cannot be read.
+    pub(super) fn resume_copies(&mut self, found: &[DiscoveredTable]) -> Result<Vec<Arc<Copy>>> {
+        self.note_estimates(found);
         let mut copies = Vec::new();
-        for p in self.state.tables.clone() {
+        let mut tables = self.state.tables.clone();
+        let by_name: HashMap<&TableName, &DiscoveredTable> =
+            found.iter().map(|t| (&t.table, t)).collect();
+        let order = &self.parts.settings.order;
+        tables.sort_by_cached_key(|p| by_name.get(&p.table).map(|t| order.key(t)));
+        for p in tables {
             let (Some(base), Some(schema)) = (&p.base_position, self.schemas.get(&p.table)) else {
                 continue;
             };
@@ -79,6 +91,7 @@ impl Pipeline<'_> {
             if let Some(live_at) = &p.live_at {
                 self.awaiting_live.insert(p.table.clone(), live_at.clone());
                 let mut entry = copy_entry(p.copy, p.base_seq, base.clone(), p.mark.clone());
+                entry.only = p.only.clone();
                 entry.done = true;
                 entry.live_at = Some(live_at.clone());
                 self.copies.insert(p.table.clone(), entry);
@@ -89,10 +102,23 @@ impl Pipeline<'_> {
                     seq: p.base_seq,
                     position,
                 };
-                copies.push(self.begin_keyed(schema, base, &p, p.copy));
+                copies.push(self.begin_keyed(schema, base, &p, p.copy)?);
             }
         }
-        copies
+        Ok(copies)
+    }
+
+    /// Shows a copy that begins or goes on.
+    pub(super) fn show_copy(&self, table: &TableName) {
+        let Some(p) = self.state.tables.iter().find(|p| p.table == *table) else {
+            return;
+        };
+        self.parts.board.update_table(TableStatus::from(p));
+        // What fulfils a condition, no statistics tell.
+        let size = self.estimates.get(table).filter(|_| p.only.is_none());
+        let rows = size.map_or(0, |(rows, _)| *rows);
+        self.parts.board.begin_copy(table, p.snapshot_rows, rows);
+        metrics::snapshot_estimate(table, rows);
     }
 
     pub(super) fn note_estimates(&mut self, found: &[DiscoveredTable]) {
@@ -112,18 +138,56 @@ impl Pipeline<'_> {
         base: Base,
         progress: &TableProgress,
         number: u32,
-    ) -> Arc<Copy> {
+    ) -> Result<Arc<Copy>> {
         let table = schema.table.clone();
-        let entry = copy_entry(number, base.seq, base.position.clone(), None);
+        let mut entry = copy_entry(number, base.seq, base.position.clone(), None);
+        entry.only = progress.only.clone();
         self.copies.insert(table.clone(), entry);
         let size = self.chunk_size(&table);
-        let copy = Arc::new(Copy::keyed(schema, base, progress, size));
+        let syntax = self.parts.settings.filter_syntax;
+        let only = progress.only.as_deref().map(|c| filter::parse(c, syntax));
+        let only = only.transpose().map_err(|e| {
+            let text = format!("the condition of {table}'s copy {e}");
+            Error::fatal(Kind::Corrupt, text)
+                .hint("go on with the version of caudal that began the copy")
+        })?;
+        let copy = Arc::new(Copy::keyed(schema, base, progress, size, only));
         self.active.insert(table, copy.clone());
-        copy
+        Ok(copy)
+    }
+
+    /// Between transactions: begins the copies of some rows that were asked for. The table
+    /// is `snapshotting` again, but it is not emptied: what is not read stays.
+    /// The tail carries it as before: the lake holds the rows that key changes remove.
+    pub(super) fn begin_partial(&mut self, epoch: &mut OpenEpoch) -> Result<()> {
+        let mut copies = Vec::new();
+        for (table, condition) in std::mem::take(&mut self.partial) {
+            let known = self.state.tables.iter().find(|p| p.table == table);
+            let (Some(p), Some(schema)) = (known, self.schemas.get(&table).cloned()) else {
+                continue;
+            };
+            let number = p.copy + 1;
+            let position = epoch.boundary.position.clone();
+            let seq = epoch.buffer.reserve(1);
+            epoch.set_boundary(position.clone());
+            let fresh = TableProgress {
+                only: Some(condition.clone()),
+                ..TableProgress::pending(table.clone())
+            };
+            let mut entry = copy_entry(number, seq, position.clone(), None);
+            entry.only = Some(condition);
+            epoch.snapshot_mut(&table, || entry);
+            // Not live until its rows are there; its commit has yet to say so.
+            self.live.remove(&table);
+            self.parts.board.begin_copy(&table, 0, 0);
+            copies.push(self.begin_keyed(schema, Base { seq, position }, &fresh, number)?);
+        }
+        self.spawn_workers(copies);
+        Ok(())
     }
 
     /// Between transactions, at or after the position of `found`: begins the copies of
-    /// tables that the lake does not hold, smallest first.
+    /// tables that the lake does not hold.
     pub(super) fn begin_copies(
         &mut self,
         mut found: Vec<DiscoveredTable>,
@@ -132,7 +196,8 @@ impl Pipeline<'_> {
     ) -> Result<Vec<Arc<Copy>>> {
         self.carried = found.iter().map(|t| t.table.clone()).collect();
         self.note_estimates(&found);
-        found.sort_by_key(|t| t.estimated_rows);
+        let order = &self.parts.settings.order;
+        found.sort_by_cached_key(|t| order.key(t));
         let mut copies = Vec::new();
         for t in &found {
             let p = match self.state.tables.iter().find(|p| p.table == t.table) {
@@ -163,11 +228,11 @@ impl Pipeline<'_> {
             if !self.state.tables.iter().any(|p| p.table == t.table) {
                 self.state.tables.push(p.clone());
             }
-            self.show(&t.table);
-            self.parts
-                .board
-                .begin_copy(&t.table, p.snapshot_rows, t.estimated_rows);
-            copies.extend(self.begin_copy(schema, &p, epoch, tail));
+            self.show_copy(&t.table);
+            copies.extend(self.begin_copy(schema, &p, epoch, tail)?);
+        }
+        if !copies.is_empty() {
+            self.publish_state();
         }
         Ok(copies)
     }
@@ -179,7 +244,7 @@ impl Pipeline<'_> {
         p: &TableProgress,
         epoch: &mut OpenEpoch,
         tail: &mut dyn Tail,
-    ) -> Option<Arc<Copy>> {
+    ) -> Result<Option<Arc<Copy>>> {
         let table = schema.table.clone();
         if self.parts.settings.mode == SnapshotMode::Never {
             let position = epoch.boundary.position.clone();
@@ -190,12 +255,12 @@ impl Pipeline<'_> {
             epoch.snapshot_mut(&table, || entry);
             self.track(schema, tail);
             self.awaiting_live.insert(table, position);
-            return None;
+            return Ok(None);
         }
         if !schema.has_key() {
             let copy = Arc::new(Copy::exact(schema, self.chunk_size(&table)));
             self.active.insert(table, copy.clone());
-            return Some(copy);
+            return Ok(Some(copy));
         }
         let position = epoch.boundary.position.clone();
         let number = p.copy + 1;
@@ -206,7 +271,8 @@ impl Pipeline<'_> {
         self.track(schema.clone(), tail);
         // Nothing of an earlier copy counts for this one.
         let fresh = TableProgress::pending(table);
-        Some(self.begin_keyed(schema, Base { seq, position }, &fresh, number))
+        let copy = self.begin_keyed(schema, Base { seq, position }, &fresh, number)?;
+        Ok(Some(copy))
     }
 
     fn track(&self, schema: Arc<TableSchema>, tail: &mut dyn Tail) {
@@ -256,7 +322,7 @@ impl Pipeline<'_> {
             .filter_map(|p| {
                 let schema = self.schemas.get(&p.table)?.clone();
                 let next_column_id = self.next_column_id(&p.table);
-                let copying = p.state != TableState::Live;
+                let copying = p.state != TableState::Live && p.only.is_none();
                 Some(TrackedTable {
                     schema,
                     next_column_id,
@@ -275,15 +341,7 @@ fn copy_entry(
     mark: Option<String>,
 ) -> SnapshotEntry {
     SnapshotEntry {
-        chunks: Vec::new(),
-        done: false,
-        copy,
-        base_seq,
-        base_position,
-        bounds: Vec::new(),
-        planned: 0,
         mark,
-        live_at: None,
-        live: false,
+        ..SnapshotEntry::begun(copy, base_seq, base_position)
     }
 }

@@ -12,9 +12,9 @@
 
 use super::Pipeline;
 use crate::epoch::OpenEpoch;
+use crate::recover;
 use crate::requests::Resnapshot;
 use crate::settings::OnChange;
-use crate::status::TableStatus;
 use caudal_model::{
     Class, Error, Finding, Kind, Position, Result, Severity, TableName, TableSchema, TableState,
 };
@@ -268,6 +268,7 @@ impl Pipeline<'_> {
         self.drifted.remove(table);
         self.awaiting_live.remove(table);
         self.copies.remove(table);
+        self.partial.retain(|(t, _)| t != table);
         self.live.remove(table);
         self.exact_requests.retain(|r| r.copy.table != *table);
     }
@@ -280,8 +281,15 @@ impl Pipeline<'_> {
             if !self.carried.contains(&table) {
                 self.parts.board.remove_table(&table);
             }
+            self.granted(std::iter::once(&table));
+        }
+    }
+
+    /// A commit holds what was asked for of these tables.
+    pub(super) fn granted<'t>(&mut self, tables: impl Iterator<Item = &'t TableName>) {
+        for table in tables {
             for asked in self.granting.values_mut() {
-                asked.remove(&table);
+                asked.remove(table);
             }
         }
         if let Some(requests) = &self.parts.requests {
@@ -317,14 +325,40 @@ impl Pipeline<'_> {
                 tracing::warn!(%table, "was asked to be copied again, but is not part of the stream");
                 continue;
             }
-            tracing::info!(%table, "was asked to be copied again");
-            self.leave(&table, true, epoch, tail);
+            match &request.only {
+                None => {
+                    tracing::info!(%table, "was asked to be copied again");
+                    self.leave(&table, true, epoch, tail);
+                    self.renewal.want();
+                }
+                Some(condition) => {
+                    if let Err(why) = self.may_reread(&table, condition) {
+                        tracing::warn!(%table, "was asked to be read again in part, but it {why}");
+                        continue;
+                    }
+                    tracing::info!(%table, condition, "was asked to be read again in part");
+                    self.partial.push((table.clone(), condition.clone()));
+                }
+            }
             asked.insert(table);
         }
         self.granting.insert(path, asked);
-        self.renewal.want();
         // A request that names nothing is granted at once.
-        self.ended(std::iter::empty());
+        self.granted(std::iter::empty());
+    }
+
+    /// Whether some rows of the table can be read again: it is whole, and has a key.
+    fn may_reread(&self, table: &TableName, condition: &str) -> Result<(), String> {
+        let state = self.state.tables.iter().find(|p| p.table == *table);
+        let begun = self.copies.contains_key(table)
+            || self.active.contains_key(table)
+            || self.partial.iter().any(|(t, _)| t == table);
+        if begun || self.failed.contains(table) || self.ending.contains(table) {
+            return Err("is being copied, or has failed".to_owned());
+        }
+        let schema = self.schemas.get(table).ok_or("has not been copied yet")?;
+        let state = state.map(|p| p.state);
+        recover::may_reread(state, schema, condition, self.parts.settings.filter_syntax)
     }
 
     /// A new version of a table that goes on.
@@ -412,11 +446,5 @@ impl Pipeline<'_> {
         let mend = finding.mend.clone().unwrap_or_default();
         let error = error.hint(format!("{mend}; then run `caudal resnapshot {}`", t.table));
         self.fail_table(&t.table, &error, epoch, tail);
-    }
-
-    pub(super) fn show(&self, table: &TableName) {
-        if let Some(p) = self.state.tables.iter().find(|p| p.table == *table) {
-            self.parts.board.update_table(TableStatus::from(p));
-        }
     }
 }

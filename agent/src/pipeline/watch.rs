@@ -4,6 +4,9 @@
 use super::Pipeline;
 use crate::metrics;
 use crate::requests::Resnapshot;
+use crate::snapshot::Pause;
+use crate::status::StatusBoard;
+use crate::text;
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -21,9 +24,19 @@ pub(super) enum Notice {
     Asked(PathBuf, Resnapshot),
 }
 
+/// Shows a warning while it is true, and logs it once.
+fn warn(board: &StatusBoard, name: &'static str, text: Option<String>) {
+    let logged = text.clone().unwrap_or_default();
+    if board.set_warning(name, text) {
+        tracing::warn!("{logged}");
+    }
+}
+
 impl Pipeline<'_> {
     pub(super) fn spawn_watch(&mut self, mark: Option<String>, notices: mpsc::Sender<Notice>) {
         self.watch_lag();
+        self.watch_load();
+        self.watch_copies();
         self.watch_catalog(mark, notices.clone());
         self.watch_requests(notices);
     }
@@ -70,13 +83,87 @@ impl Pipeline<'_> {
         });
     }
 
+    /// Asks for the source's load while it matters. A replica that does not answer takes its
+    /// time, so nothing else waits for this.
+    fn watch_load(&mut self) {
+        let (source, board) = (self.parts.source.clone(), self.parts.board.clone());
+        let (pace, every) = (self.pace.clone(), self.parts.settings.lag_every);
+        if !pace.gate().needs_load() {
+            return;
+        }
+        self.tasks.spawn(async move {
+            loop {
+                if !board.is_copying() {
+                    tokio::time::sleep(LOOK_EVERY).await;
+                    continue;
+                }
+                match source.load().await {
+                    Ok(load) => pace.gate().load(load),
+                    Err(error) => tracing::debug!(%error, "the load cannot be read now"),
+                }
+                tokio::time::sleep(every).await;
+            }
+        });
+    }
+
+    /// Decides which copies wait, and tells how far all of them are.
+    fn watch_copies(&mut self) {
+        let (board, pace) = (self.parts.board.clone(), self.pace.clone());
+        let requests = self.parts.requests.clone();
+        self.tasks.spawn(async move {
+            let gate = pace.gate();
+            let mut said = None;
+            loop {
+                if let Some(requests) = &requests {
+                    gate.ask(requests.paused());
+                }
+                let pause = gate.look(chrono::Utc::now());
+                // While nothing is copied, nobody wants to know.
+                let label = pause.as_ref().filter(|_| board.is_copying());
+                let label = label.map(Pause::label);
+                if label != said {
+                    match &pause {
+                        Some(reason) if label.is_some() => {
+                            tracing::info!(%reason, "copies wait; the log is read on");
+                        }
+                        _ => tracing::info!("copies go on"),
+                    }
+                    said = label;
+                }
+                let text = pause.as_ref().map(ToString::to_string);
+                board.set_paused(text, |t| gate.holds(t).map(|p| p.to_string()));
+                metrics::snapshot(board.report().snapshot.as_ref(), pause.as_ref());
+                let grown = gate.grown().map(|grown| {
+                    format!(
+                        "the source's log has grown by {} while copies wait for it: something else than copies \
+                         keeps the lake behind",
+                        text::bytes(grown)
+                    )
+                });
+                warn(&board, "retained_log_grows", grown);
+                let untold = gate.untold().filter(|_| board.is_copying()).map(|key| {
+                    format!(
+                        "snapshot.{key} cannot be kept: the source does not tell what it needs (a missing \
+                         right, or no replica); copies do not wait for it"
+                    )
+                });
+                warn(&board, "untold", untold);
+                tokio::time::sleep(LOOK_EVERY).await;
+            }
+        });
+    }
+
     /// Asks the source now and then how far it has got, for the lag, and clears away what
     /// failed attempts left.
     fn watch_lag(&mut self) {
         let source = self.parts.source.clone();
         let board = self.parts.board.clone();
         let mut reached = self.reached.subscribe();
-        let every = self.parts.settings.lag_every;
+        let (every, most) = {
+            let s = &self.parts.settings;
+            (s.lag_every, s.warn_retained_log)
+        };
+        let pace = self.pace.clone();
         let (staging, log) = (self.staging.clone(), self.parts.log.clone());
         self.tasks.spawn(async move {
             let mut caught_up_at = Instant::now();
@@ -94,9 +181,20 @@ impl Pipeline<'_> {
                         let seconds = asked.duration_since(caught_up_at).as_secs_f64();
                         board.set_lag(Some(p.position), p.lag_bytes, Some(seconds));
                         metrics::lag(Some(seconds), p.lag_bytes);
+                        pace.gate().retained(p.retained_bytes);
+                        board.set_retained(p.retained_bytes);
                         if let Some(retained) = p.retained_bytes {
                             metrics::log_retained(retained);
                         }
+                        let over = p.retained_bytes.filter(|r| most > 0 && *r > most);
+                        let over = over.map(|retained| {
+                            format!(
+                                "the source keeps {} of log for this stream, over snapshot.warn_retained_log ({})",
+                                text::bytes(retained),
+                                text::bytes(most)
+                            )
+                        });
+                        warn(&board, "retained_log", over);
                     }
                     Err(error) => tracing::debug!(%error, "the lag cannot be read now"),
                 }

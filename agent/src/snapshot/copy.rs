@@ -4,11 +4,13 @@ use super::files::CopyFile;
 use super::now_us;
 use super::size::ChunkSize;
 use caudal_model::{
-    ChangeBuffer, Chunk, Op, Position, TableName, TableProgress, TableSchema, TransactionMeta,
+    ChangeBuffer, Chunk, Filter, Op, Position, TableName, TableProgress, TableSchema,
+    TransactionMeta,
 };
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use std::time::Duration;
 use tokio::sync::{Mutex, OnceCell};
 
 /// What a copy's rows are numbered with.
@@ -34,7 +36,12 @@ pub(super) struct Planner {
     pub(super) over: bool,
     /// How many rows the next chunk has.
     pub(super) size: ChunkSize,
+    /// Its chunks come one by one from the process that plans them.
+    pub(super) fed: bool,
 }
+
+/// A fed copy's file is finished if no chunk has come for it for this time.
+const FED_IDLE: Duration = Duration::from_secs(2);
 
 /// One table being copied.
 #[derive(Debug)]
@@ -43,6 +50,8 @@ pub struct Copy {
     pub table: TableName,
     /// Whether the table has a key; one that gains or loses it is copied again.
     pub has_key: bool,
+    /// The rows that are read, beside what the table's own filter says; all if absent.
+    pub(super) only: Option<Filter>,
     /// The version that the next chunk's rows get.
     schema: RwLock<Arc<TableSchema>>,
     /// The pipeline does not want it any more.
@@ -64,8 +73,10 @@ impl Copy {
         base: Base,
         progress: &TableProgress,
         size: ChunkSize,
+        only: Option<Filter>,
     ) -> Self {
         Copy {
+            only,
             base: OnceLock::from(base),
             planner: Mutex::new(Planner::resume(&progress.chunks, size)),
             ..Self::exact(schema, size)
@@ -77,6 +88,7 @@ impl Copy {
         Copy {
             table: schema.table.clone(),
             has_key: schema.has_key(),
+            only: None,
             schema: RwLock::new(schema),
             cancelled: AtomicBool::new(false),
             waiting: AtomicBool::new(false),
@@ -90,7 +102,48 @@ impl Copy {
     /// Whether these chunks are all that is under way, and nothing is left to be planned.
     pub(super) async fn ends_with(&self, chunks: &[Chunk]) -> bool {
         let p = self.planner.lock().await;
-        p.exhausted && p.gaps.is_empty() && p.in_flight as usize == chunks.len()
+        p.is_exhausted() && p.in_flight as usize == chunks.len()
+    }
+
+    /// A copy whose chunks another process plans ([`Self::feed`]). `visible`: what its base
+    /// needs to see was seen at the same server.
+    pub(crate) fn fed(
+        schema: Arc<TableSchema>,
+        base: Base,
+        size: ChunkSize,
+        visible: bool,
+    ) -> Self {
+        let mut planner = Planner::resume(&[], size);
+        (planner.exhausted, planner.fed) = (true, true);
+        Copy {
+            base: OnceLock::from(base),
+            planner: Mutex::new(planner),
+            visible: match visible {
+                true => OnceCell::from(()),
+                false => OnceCell::new(),
+            },
+            ..Self::exact(schema, size)
+        }
+    }
+
+    /// Whether a fed copy has no other chunk than those of this file, for a while now.
+    pub(super) async fn waits_for(&self, file: &CopyFile) -> bool {
+        let p = self.planner.lock().await;
+        p.fed
+            && p.gaps.is_empty()
+            && p.in_flight as usize == file.chunks.len()
+            && file.age() >= FED_IDLE
+    }
+
+    /// One more chunk to be read.
+    pub(crate) async fn feed(&self, chunk: Chunk) {
+        self.planner.lock().await.gaps.push_back(chunk);
+    }
+
+    /// Chunks that wait or are being read.
+    pub(crate) async fn unfinished(&self) -> usize {
+        let p = self.planner.lock().await;
+        p.gaps.len() + p.in_flight as usize
     }
 
     /// The version that the next chunk's rows get.
@@ -175,7 +228,13 @@ impl Planner {
             in_flight: 0,
             over: false,
             size,
+            fed: false,
         }
+    }
+
+    /// Whether nothing is left to be planned or read anew.
+    pub(super) fn is_exhausted(&self) -> bool {
+        self.exhausted && self.gaps.is_empty() && !self.fed
     }
 }
 

@@ -257,6 +257,10 @@ impl CopyFile {
         self.bytes >= limits.file_bytes || self.since.elapsed() >= limits.file_age
     }
 
+    pub(super) fn age(&self) -> Duration {
+        self.since.elapsed()
+    }
+
     pub(super) async fn finish(self) -> Result<Complete> {
         finish_own(self.chunks, self.writer, Vec::new()).await
     }

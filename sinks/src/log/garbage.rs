@@ -9,10 +9,11 @@
 use super::CommitLog;
 use crate::entry::LogEntry;
 use crate::layout::{FileId, Layout, Partition};
-use caudal_model::{Error, Result};
-use chrono::{DateTime, Days};
+use caudal_model::{Error, Result, TableName};
+use chrono::{DateTime, Days, Utc};
 use futures::{StreamExt, TryStreamExt};
 use std::collections::HashSet;
+use std::ops::Range;
 use std::sync::atomic::Ordering;
 
 /// Requests beside each other.
@@ -107,6 +108,39 @@ impl CommitLog {
         self.store.delete(&keys).await?;
         self.uncleaned_from.store(u64::MAX, Ordering::Release);
         Ok(removed)
+    }
+
+    /// Deletes the files of a table that this generation's helper left: those numbered in
+    /// `numbers` that are not in `keep` (paths), begun today or yesterday.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn remove_numbered(
+        &self,
+        table: &TableName,
+        generation: u64,
+        numbers: &Range<u32>,
+        keep: &HashSet<String>,
+    ) -> Result<()> {
+        let yesterday = Utc::now().checked_sub_days(Days::new(1));
+        let oldest = yesterday.map(|at| Partition::day(at).as_str().to_owned());
+        let dir = self.layout.key(&Layout::changes_dir(table));
+        let recent = |name: &str| oldest.as_deref().is_none_or(|o| name >= o);
+        let days = self.below(vec![dir], recent).await?;
+        let hours = self
+            .below(days.clone(), |name| name.starts_with("_hour="))
+            .await?;
+        let mut dead = Vec::new();
+        for dir in days.into_iter().chain(hours) {
+            let files = self.files_since(dir, 0).await?.into_iter();
+            dead.extend(files.map(|(key, _)| key).filter(|key| {
+                let path = self.layout.path(key);
+                let id = path.and_then(FileId::parse);
+                id.is_some_and(|id| id.generation == generation && numbers.contains(&id.n))
+                    && path.is_some_and(|p| !keep.contains(p))
+            }));
+        }
+        self.store.delete(&dead).await
     }
 
     /// The directories of change files, of all tables, that are not older than `oldest`.

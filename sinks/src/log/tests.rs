@@ -490,6 +490,7 @@ async fn snapshot_progress_survives_the_log() {
             through: None,
         }],
         planned: 4,
+        only: Some("id > 5".into()),
         mark: Some("10:20:".into()),
         live_at: None,
         live: false,

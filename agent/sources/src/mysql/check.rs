@@ -1,6 +1,6 @@
 //! The prerequisites of a MySQL or MariaDB source, each with what mends it.
 
-use super::connect::{Server, has_gtids};
+use super::connect::{Server, current_place, has_gtids};
 use super::control::{Ask, Control};
 use super::flavor::{Flavor, Version};
 use super::schema::{describe, selected_tables};
@@ -93,6 +93,10 @@ pub async fn check(server: &Server) -> Result<Vec<Finding>> {
     let names: Vec<TableName> = tables.into_iter().map(|t| t.table).collect();
     out.extend(cascades(&mut c, &names).await?);
     out.extend(grants(&mut c, server, keyless).await?);
+    let replicas = options.replica.is_some() || !options.watch_replicas.is_empty();
+    if let (true, Ok(now)) = (replicas, current_place(&mut c).await) {
+        out.extend(super::replica::findings(server, &now).await);
+    }
     Ok(out)
 }
 

@@ -19,13 +19,14 @@
 //! Bounds are found and compared by the server alone, through the key's index; text bounds
 //! travel as the column's own bytes with its collation.
 
-use super::connect::Server;
+use super::connect::{Server, lift_time_limit};
 use super::decode::fetched::push_fetched;
 use super::decode::rows::CellError;
 use super::decode::values::{Coerced, Value};
 use super::decode::{DecodeError, Input};
 use super::flavor::Flavor;
 use super::gtid::{Coordinate, GtidList, Place};
+use super::replica;
 use super::schema::{SourceTable, describe, drifted, read_table};
 use super::tail::value_error;
 use super::types::{Declared, column_type};
@@ -40,8 +41,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 mod range;
+mod spacing;
 
-use range::{KeyColumn, Side, key_columns, range};
+use range::{Keys, Side};
+pub(in crate::mysql) use spacing::Spacing;
 
 /// How long one wait for a lock or a visible state may take.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -51,11 +54,18 @@ struct Reading {
     schema: Arc<TableSchema>,
     definitions: Vec<ColumnDefinition>,
     values: Vec<Value>,
+    keys: Keys,
+    chunk: Chunk,
+    /// No filter leaves out rows that lie in the chunk.
+    every_row: bool,
+    rows: u64,
 }
 
 /// A connection that reads chunks.
 pub struct Reader {
     server: Arc<Server>,
+    /// The replica that it reads.
+    replica: Option<String>,
     connection: Option<Connection>,
     reading: Option<Reading>,
     /// The table whose exact read is open on the connection.
@@ -63,21 +73,30 @@ pub struct Reader {
 }
 
 impl Reader {
-    pub(super) async fn open(server: Arc<Server>) -> Result<Self> {
-        let connection = Some(connect(&server).await?);
-        Ok(Reader {
+    /// A reader of the replica, if there is one, and of the primary for an exact read.
+    pub(super) async fn open(server: Arc<Server>, exact: bool) -> Result<Self> {
+        let replica = server.options.replica.clone().filter(|_| !exact);
+        let mut reader = Reader {
             server,
-            connection,
+            replica,
+            connection: None,
             reading: None,
             exact: None,
-        })
+        };
+        reader.connection().await?;
+        Ok(reader)
     }
 
     /// The connection, a new one if the last result was not read to its end.
     async fn connection(&mut self) -> Result<&mut Connection> {
         if self.reading.take().is_some() || self.connection.is_none() {
             self.exact = None;
-            self.connection = Some(connect(&self.server).await?);
+            let mut c = match &self.replica {
+                Some(address) => replica::connect(&self.server, address).await?,
+                None => self.server.connect().await?,
+            };
+            c.limit_packets(self.server.options.value_bytes, |_| true);
+            self.connection = Some(c);
         }
         self.connection
             .as_mut()
@@ -195,7 +214,15 @@ impl Reader {
             ));
         }
         let values = self.values(schema).await?;
-        let sql = self.select(schema, &values, &table, chunk, only)?;
+        let keys = Keys::of(&table, schema, self.server.flavor)?;
+        let own = self.server.options.tables.get(&schema.table);
+        let filters: Vec<&Filter> = own
+            .and_then(|o| o.filter.as_ref())
+            .into_iter()
+            .chain(only)
+            .collect();
+        let sql = select(schema, &values, &keys, chunk, &filters)?;
+        let every_row = filters.is_empty();
         let c = self.connection().await?;
         // Text as it is stored, of any length, decoded here as the log's is: the server would
         // show a `?` for bytes without a meaning.
@@ -211,59 +238,56 @@ impl Reader {
             schema: schema.clone(),
             definitions,
             values,
+            keys,
+            chunk: chunk.clone(),
+            every_row,
+            rows: 0,
         });
         Ok(())
     }
-
-    fn select(
-        &self,
-        schema: &TableSchema,
-        values: &[Value],
-        table: &SourceTable,
-        chunk: &Chunk,
-        only: Option<&Filter>,
-    ) -> Result<String> {
-        let column = |(c, value): (&caudal_model::Column, &Value)| {
-            let name = identifier(&c.name);
-            match value {
-                // Their labels are known in UTF-8.
-                Value::Enum(_) | Value::Set(_) => format!("CONVERT({name} USING utf8mb4)"),
-                _ => name,
-            }
-        };
-        let columns: Vec<String> = schema.columns.iter().zip(values).map(column).collect();
-        let mut sql = format!(
-            "SELECT {} FROM {}{}",
-            columns.join(", "),
-            qualified(&schema.table),
-            hint(table, schema)
-        );
-        let keys = key_columns(table, schema)?;
-        let bounds = [
-            chunk.after.as_ref().map(|b| range(&keys, b, Side::After)),
-            chunk
-                .through
-                .as_ref()
-                .map(|b| range(&keys, b, Side::Through)),
-        ];
-        let mut bounds: Vec<String> = bounds.into_iter().flatten().collect::<Result<_>>()?;
-        let own = self.server.options.tables.get(&schema.table);
-        for filter in own.and_then(|o| o.filter.as_ref()).into_iter().chain(only) {
-            let sql = filter.sql(schema, &Dialect);
-            let sql = sql.map_err(|e| drifted(&schema.table, &e))?;
-            bounds.push(format!("({sql})"));
-        }
-        if !bounds.is_empty() {
-            sql.push_str(&format!(" WHERE {}", bounds.join(" AND ")));
-        }
-        Ok(sql)
-    }
 }
 
-async fn connect(server: &Server) -> Result<Connection> {
-    let mut c = server.connect().await?;
-    c.limit_packets(server.options.value_bytes, |_| true);
-    Ok(c)
+/// The SELECT of a chunk.
+fn select(
+    schema: &TableSchema,
+    values: &[Value],
+    keys: &Keys,
+    chunk: &Chunk,
+    filters: &[&Filter],
+) -> Result<String> {
+    let column = |(c, value): (&caudal_model::Column, &Value)| {
+        let name = identifier(&c.name);
+        match value {
+            // Their labels are known in UTF-8.
+            Value::Enum(_) | Value::Set(_) => format!("CONVERT({name} USING utf8mb4)"),
+            _ => name,
+        }
+    };
+    let columns: Vec<String> = schema.columns.iter().zip(values).map(column).collect();
+    let whole = chunk.after.is_none() && chunk.through.is_none();
+    let mut sql = format!(
+        "SELECT {} FROM {}{}",
+        columns.join(", "),
+        qualified(&schema.table),
+        if whole { String::new() } else { keys.hint() }
+    );
+    let mut terms = Vec::new();
+    for (bound, side) in [(&chunk.after, Side::After), (&chunk.through, Side::Through)] {
+        if let Some(bound) = bound {
+            terms.push(keys.range(bound, side)?);
+        }
+    }
+    for filter in filters {
+        let sql = filter.sql(schema, &Dialect);
+        terms.push(format!(
+            "({})",
+            sql.map_err(|e| drifted(&schema.table, &e))?
+        ));
+    }
+    if !terms.is_empty() {
+        sql.push_str(&format!(" WHERE {}", terms.join(" AND ")));
+    }
+    Ok(sql)
 }
 
 /// A server's refusal of a table or column that its schema has.
@@ -300,15 +324,6 @@ fn qualified(table: &TableName) -> String {
     format!("{}.{}", identifier(&table.schema), identifier(&table.name))
 }
 
-/// A key of the user's choice has an index of a name that only the server knows.
-fn hint(table: &SourceTable, schema: &TableSchema) -> &'static str {
-    if !schema.key.is_empty() && table.primary_key == schema.key {
-        " FORCE INDEX (PRIMARY)"
-    } else {
-        ""
-    }
-}
-
 async fn lock(c: &mut Connection, name: &str) -> Result<()> {
     c.query(&format!(
         "SET SESSION lock_wait_timeout = {}",
@@ -335,7 +350,12 @@ impl ChunkReader for Reader {
                 format!("position {base} is not visible to queries yet"),
             )
         };
-        match Place::parse(flavor, base)? {
+        let place = Place::parse(flavor, base)?;
+        if let Some(address) = self.replica.clone() {
+            replica::remember(&self.server, &place);
+            return replica::reach(self.connection().await?, &address, &place).await;
+        }
+        match place {
             Place::Gtids(set) if set.is_empty() => Ok(()),
             Place::Gtids(set) => {
                 let seconds = PATIENCE.as_secs();
@@ -373,6 +393,7 @@ impl ChunkReader for Reader {
         let base = Place::parse(self.server.flavor, base)?;
         self.checked(schema).await?;
         self.connection().await?.query("ROLLBACK").await?;
+        lift_time_limit(self.connection().await?).await?;
         let place = match self.server.flavor {
             Flavor::MariaDb => Place::Domains(self.maria_view().await?),
             Flavor::MySql => self.mysql_view(&schema.table).await?,
@@ -410,28 +431,30 @@ impl ChunkReader for Reader {
             },
         };
         let table = self.checked(schema).await?;
-        let keys = key_columns(&table, schema)?;
-        let list = |f: fn(&KeyColumn) -> &String| {
-            keys.iter().map(f).cloned().collect::<Vec<_>>().join(", ")
-        };
-        let mut sql = format!(
-            "SELECT {} FROM {}{}",
-            list(|k| &k.selected),
-            qualified(&schema.table),
-            hint(&table, schema)
-        );
-        if let Some(b) = &lower {
-            sql.push_str(&format!(" WHERE {}", range(&keys, b, Side::After)?));
+        let keys = Keys::of(&table, schema, self.server.flavor)?;
+        if !keys.divisible() {
+            return Ok(after.is_none().then_some(Chunk {
+                id,
+                after: None,
+                through: None,
+            }));
         }
-        let offset = rows.max(1) - 1;
-        sql.push_str(&format!(
-            " ORDER BY {} LIMIT 1 OFFSET {offset}",
-            list(|k| &k.name)
-        ));
-        let rows = self.connection().await?.query(&sql).await?;
-        let through = rows
-            .first()
-            .map(|r| (0..keys.len()).map(|i| r.text(i)).collect());
+        let server = self.server.clone();
+        let (table, name) = (&schema.table, qualified(&schema.table));
+        let c = self.connection().await?;
+        let guess = spacing::guess(&server, c, (table, &name), &keys, lower.as_ref(), rows);
+        let through = match guess.await? {
+            Some(bound) => Some(bound),
+            None => {
+                let sql = keys.bound_sql(&name, lower.as_ref(), rows)?;
+                let found = c.query(&sql).await?;
+                let bound = found.first().map(|r| keys.bound(r, lower.as_ref()));
+                let bound = bound.transpose()?;
+                let bounds = (lower.as_ref(), bound.as_ref());
+                spacing::note(&server, table, &keys, bounds, rows);
+                bound
+            }
+        };
         Ok(Some(Chunk {
             id,
             after: lower,
@@ -455,7 +478,7 @@ impl ChunkReader for Reader {
     }
 
     async fn next(&mut self, into: &mut ChangeBuffer) -> Result<ChunkEvent> {
-        let (Some(reading), Some(connection)) = (&self.reading, &mut self.connection) else {
+        let (Some(reading), Some(connection)) = (&mut self.reading, &mut self.connection) else {
             return Ok(ChunkEvent::Done);
         };
         let slot = into.slot(&reading.schema);
@@ -478,6 +501,7 @@ impl ChunkReader for Reader {
             }
             append_row(reading, row, limit, into, slot, &mut coerced)
                 .map_err(|e| row_error(reading, e))?;
+            reading.rows += 1;
             rows_since_yield += 1;
             if rows_since_yield == 4096 {
                 rows_since_yield = 0;
@@ -486,6 +510,11 @@ impl ChunkReader for Reader {
         };
         self.server.coerced.add(coerced);
         if matches!(event, ChunkEvent::Done) {
+            if reading.every_row {
+                let bounds = (reading.chunk.after.as_ref(), reading.chunk.through.as_ref());
+                let table = &reading.schema.table;
+                spacing::note(&self.server, table, &reading.keys, bounds, reading.rows);
+            }
             self.reading = None;
             self.exact = None;
             connection.query("SET NAMES utf8mb4").await?;

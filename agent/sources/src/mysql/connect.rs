@@ -7,7 +7,8 @@ use super::flavor::Flavor;
 use super::gtid::{Coordinate, GtidList, GtidSet, Place};
 use super::wire::{Connection, WireError};
 use crate::SourceOptions;
-use caudal_model::{Error, Kind, Result};
+use caudal_model::{Error, Kind, Result, TableName};
+use std::collections::HashMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -38,10 +39,38 @@ pub struct Server {
     pub(super) coerced: Coercions,
     pub(super) charsets: Charsets,
     /// Where the tail stands in the server's files.
-    pub(super) reached: Mutex<Option<Coordinate>>,
+    pub(super) reached: Mutex<Option<Reached>>,
+    /// What watches over the source keep.
+    pub(super) watch: super::watch::Watch,
+    /// Positions that a replica must have come to before it is read.
+    pub(super) bases: Mutex<Vec<Place>>,
+    /// How densely the keys of tables that are copied lie.
+    pub(super) spacings: Mutex<HashMap<TableName, super::chunk::Spacing>>,
+}
+
+/// Where a tail stands in the server's files.
+#[derive(Debug, Clone)]
+pub struct Reached {
+    pub(super) at: Coordinate,
+    /// When what it read last was committed, microseconds since 1970 UTC; `None` at the
+    /// end of the log.
+    pub(super) committed_at_us: Option<i64>,
 }
 
 impl Server {
+    pub(super) fn new(options: SourceOptions, flavor: Flavor) -> Self {
+        Server {
+            options,
+            flavor,
+            coerced: Coercions::default(),
+            charsets: Charsets::default(),
+            reached: Mutex::default(),
+            watch: super::watch::Watch::default(),
+            bases: Mutex::default(),
+            spacings: Mutex::default(),
+        }
+    }
+
     /// A connection for rows or the log, with the session's settings.
     pub(super) async fn connect(&self) -> Result<Connection> {
         let mut c = Connection::open(&self.options).await?;
@@ -56,7 +85,7 @@ impl Server {
         Ok(c)
     }
 
-    async fn set_up(&self, c: &mut dyn Ask) -> Result<()> {
+    pub(super) async fn set_up(&self, c: &mut dyn Ask) -> Result<()> {
         let found = c.flavor().name();
         if c.flavor() != self.flavor {
             return Err(Error::fatal(
@@ -86,11 +115,12 @@ impl Server {
 
 /// The settings that decide what values look like and how long a slow reader is waited for.
 ///
-/// `sql_mode` without strictness or NO_ZERO_DATE: zero dates can be read and compared.
+/// `sql_mode` without strictness or NO_ZERO_DATE, and with ALLOW_INVALID_DATES: every date that
+/// a table can hold can be read and compared.
 async fn session(c: &mut dyn Ask) -> Result<()> {
     for sql in [
         "SET NAMES utf8mb4",
-        "SET SESSION time_zone = '+00:00', sql_mode = '', autocommit = 1, \
+        "SET SESSION time_zone = '+00:00', sql_mode = 'ALLOW_INVALID_DATES', autocommit = 1, \
          net_write_timeout = 3600, net_read_timeout = 3600, wait_timeout = 86400",
         "SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ",
     ] {
@@ -98,7 +128,12 @@ async fn session(c: &mut dyn Ask) -> Result<()> {
             .await
             .map_err(|e| Error::from(e).context("setting up the session"))?;
     }
-    // A time limit that a DBA set for queries would cut chunks off.
+    Ok(())
+}
+
+/// Lifts the limit that a DBA has set for the time of a statement. Chunks keep to it and become
+/// smaller; a read that cannot be divided would never end.
+pub(super) async fn lift_time_limit(c: &mut dyn Ask) -> Result<()> {
     let limit = match c.flavor() {
         Flavor::MySql => "SET SESSION max_execution_time = 0",
         Flavor::MariaDb => "SET SESSION max_statement_time = 0",

@@ -33,7 +33,12 @@ pub trait Ask: Send {
     fn flavor(&self) -> Flavor;
 
     /// Runs a statement, and returns its rows.
-    async fn query(&mut self, sql: &str) -> Wire<Vec<TextRow>>;
+    async fn query(&mut self, sql: &str) -> Wire<Vec<TextRow>> {
+        Ok(self.result(sql).await?.1)
+    }
+
+    /// The same with the columns' names, which a result without rows may lack.
+    async fn result(&mut self, sql: &str) -> Wire<(Vec<String>, Vec<TextRow>)>;
 
     /// The first cell of a statement's first row.
     async fn value(&mut self, sql: &str) -> Wire<Option<String>> {
@@ -46,8 +51,8 @@ impl Ask for Connection {
     fn flavor(&self) -> Flavor {
         self.flavor
     }
-    async fn query(&mut self, sql: &str) -> Wire<Vec<TextRow>> {
-        Connection::query(self, sql).await
+    async fn result(&mut self, sql: &str) -> Wire<(Vec<String>, Vec<TextRow>)> {
+        Connection::result(self, sql).await
     }
 }
 
@@ -131,10 +136,10 @@ impl Ask for Control {
         self.flavor
     }
 
-    async fn query(&mut self, sql: &str) -> Wire<Vec<TextRow>> {
+    async fn result(&mut self, sql: &str) -> Wire<(Vec<String>, Vec<TextRow>)> {
         let conn = match &mut self.link {
             Link::Driver(conn) => conn,
-            Link::Own(own) => return own.query(sql).await,
+            Link::Own(own) => return own.result(sql).await,
         };
         let rows: Vec<Row> = conn.query(sql).await.map_err(wire_error)?;
         let cell = |value| match value {
@@ -143,8 +148,11 @@ impl Ask for Control {
             // The text protocol has no other.
             other => Some(other.as_sql(true).into_bytes()),
         };
+        let columns = rows.first().map(|r| r.columns());
+        let names = columns.iter().flat_map(|c| c.iter());
+        let names = names.map(|c| c.name_str().into_owned()).collect();
         let cells = |row: Row| TextRow(row.unwrap().into_iter().map(cell).collect());
-        Ok(rows.into_iter().map(cells).collect())
+        Ok((names, rows.into_iter().map(cells).collect()))
     }
 }
 

@@ -145,6 +145,11 @@ impl GtidSet {
         out
     }
 
+    /// Whether both have transactions of one server and tag.
+    pub fn shares_an_origin(&self, other: &GtidSet) -> bool {
+        self.origins.keys().any(|o| other.origins.contains_key(o))
+    }
+
     /// Whether it is empty.
     pub fn is_empty(&self) -> bool {
         self.origins.is_empty()
@@ -287,6 +292,17 @@ impl GtidList {
     /// Whether every domain has got as far as in `other`.
     pub fn covers(&self, other: &GtidList) -> bool {
         other.gtids().all(|g| self.contains(g))
+    }
+
+    /// Whether both have a domain that one of `other`'s servers wrote last.
+    pub fn shares_an_origin(&self, other: &GtidList) -> bool {
+        let ours = |g: MariaGtid| self.domains.get(&g.domain).map(|(server, _)| *server);
+        other.gtids().any(|g| ours(g) == Some(g.server))
+    }
+
+    /// Whether it is empty.
+    pub fn is_empty(&self) -> bool {
+        self.domains.is_empty()
     }
 
     /// The GTIDs.

@@ -7,7 +7,8 @@
 //! the column builders take bytes straight from packets and events.
 
 use crate::{
-    ChunkReader, DiscoveredTable, Source, SourceOptions, SourceProgress, Tail, TrackedTable,
+    ChunkReader, DiscoveredTable, Source, SourceLoad, SourceOptions, SourceProgress, Tail,
+    TrackedTable,
 };
 use async_trait::async_trait;
 use caudal_model::{Error, Finding, Kind, Position, Result, Severity, TableName};
@@ -25,9 +26,11 @@ pub mod flavor;
 pub mod gtid;
 mod login;
 mod older;
+mod replica;
 pub mod schema;
 pub(crate) mod tail;
 pub mod types;
+mod watch;
 pub mod wire;
 
 pub use connect::Coercions;
@@ -49,13 +52,7 @@ impl MysqlSource {
     pub fn new(options: SourceOptions, flavor: Flavor) -> Result<Self> {
         crate::tls::client_config(&options.tls)?;
         Ok(MysqlSource {
-            server: Arc::new(Server {
-                options,
-                flavor,
-                coerced: Coercions::default(),
-                charsets: charsets::Charsets::default(),
-                reached: std::sync::Mutex::new(None),
-            }),
+            server: Arc::new(Server::new(options, flavor)),
         })
     }
 
@@ -116,14 +113,11 @@ impl Source for MysqlSource {
     }
 
     async fn progress(&self, _reached: &Position) -> Result<SourceProgress> {
-        let mut c = self.server.control().await?;
-        let position = current_place(&mut c).await?.position();
-        let lag_bytes = tail::lag_bytes(&self.server, &mut c).await?;
-        Ok(SourceProgress {
-            position,
-            lag_bytes,
-            retained_bytes: None,
-        })
+        self.server.progress().await
+    }
+
+    async fn load(&self) -> Result<SourceLoad> {
+        self.server.load().await
     }
 
     fn covers(&self, reached: &Position, target: &Position) -> Result<bool> {
@@ -137,7 +131,8 @@ impl Source for MysqlSource {
         ))
     }
 
-    async fn open_reader(&self, _exact: bool) -> Result<Box<dyn ChunkReader>> {
-        Ok(Box::new(chunk::Reader::open(self.server.clone()).await?))
+    async fn open_reader(&self, exact: bool) -> Result<Box<dyn ChunkReader>> {
+        let reader = chunk::Reader::open(self.server.clone(), exact).await?;
+        Ok(Box::new(reader))
     }
 }

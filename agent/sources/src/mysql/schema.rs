@@ -57,6 +57,28 @@ pub struct SourceTable {
     pub columns: Vec<SourceColumn>,
     /// The primary key's columns in its order.
     pub primary_key: Vec<String>,
+    /// Its sorted indexes, the primary key's among them.
+    pub indexes: Vec<SourceIndex>,
+}
+
+/// An index that can be read in order.
+#[derive(Debug, Clone)]
+pub struct SourceIndex {
+    /// Its name.
+    pub name: String,
+    /// Its columns in their order.
+    pub parts: Vec<IndexPart>,
+}
+
+/// A column of an index.
+#[derive(Debug, Clone)]
+pub struct IndexPart {
+    /// The column; empty for an expression.
+    pub column: String,
+    /// Sorted from the greatest value on.
+    pub descending: bool,
+    /// Sorted by its first characters alone.
+    pub prefix: bool,
 }
 
 impl SourceTable {
@@ -106,6 +128,7 @@ pub async fn read_tables(
                 bytes: r.number(5),
                 columns: Vec::new(),
                 primary_key: Vec::new(),
+                indexes: Vec::new(),
             };
             tables.insert(table, t);
         }
@@ -130,17 +153,46 @@ pub async fn read_tables(
             });
         }
     }
+    // The servers call it differently, and refuse to be told to use a hidden index.
+    let shown = match connection.flavor() {
+        Flavor::MySql => "IS_VISIBLE = 'YES'",
+        Flavor::MariaDb => "IGNORED = 'NO'",
+    };
     let sql = format!(
-        "SELECT TABLE_SCHEMA, TABLE_NAME, COLUMN_NAME FROM information_schema.STATISTICS \
-         WHERE INDEX_NAME = 'PRIMARY' AND {} ORDER BY TABLE_SCHEMA, TABLE_NAME, SEQ_IN_INDEX",
+        "SELECT TABLE_SCHEMA, TABLE_NAME, INDEX_NAME, COLUMN_NAME, COLLATION, SUB_PART, \
+         INDEX_TYPE = 'BTREE' AND {shown} FROM information_schema.STATISTICS WHERE {} \
+         ORDER BY TABLE_SCHEMA, TABLE_NAME, INDEX_NAME, SEQ_IN_INDEX",
         filter("")
     );
     for r in connection.query(&sql).await? {
         if let Some(t) = tables.get_mut(&name(&r)) {
-            t.primary_key.push(r.text(2));
+            add_part(t, &r);
         }
     }
     Ok(tables.into_values().collect())
+}
+
+/// Adds a column to the index that it is the next of.
+fn add_part(t: &mut SourceTable, r: &TextRow) {
+    let (index, column) = (r.text(2), r.text(3));
+    if index == "PRIMARY" {
+        t.primary_key.push(column.clone());
+    }
+    if r.number(6) == 0 {
+        return;
+    }
+    let part = IndexPart {
+        column,
+        descending: r.text(4) == "D",
+        prefix: r.get(5).is_some(),
+    };
+    match t.indexes.last_mut() {
+        Some(last) if last.name == index => last.parts.push(part),
+        _ => t.indexes.push(SourceIndex {
+            name: index,
+            parts: vec![part],
+        }),
+    }
 }
 
 /// The tables that the options select, without the helpers of online migrations.

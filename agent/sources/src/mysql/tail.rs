@@ -15,7 +15,7 @@
 //! **Cancel safety.** State changes only between await points; the two awaits (for a block, and
 //! for a table's description) happen before the event they serve is taken.
 
-use super::connect::{Server, current_coordinate, current_place};
+use super::connect::{Server, current_place};
 use super::control::Ask;
 use super::decode::events::{
     self, FLAG_IGNORABLE, FLAG_MARIA_SKIP, HEADER, Header, changes_rows, kind,
@@ -396,6 +396,7 @@ impl MysqlTail {
                 if waits || self.transaction.is_some() {
                     return Ok(Step::Next);
                 }
+                self.stands(None);
                 Ok(Step::Emit(self.heartbeat()))
             }
             kind::INCIDENT => Err(Error::fatal(
@@ -594,29 +595,4 @@ impl Tail for MysqlTail {
     fn staged_bytes(&self) -> usize {
         self.staged
     }
-}
-
-/// Bytes of log between where a tail stands and the end.
-pub(super) async fn lag_bytes(
-    server: &Server,
-    c: &mut dyn super::control::Ask,
-) -> Result<Option<u64>> {
-    let reached = server.reached.lock().ok().and_then(|r| r.clone());
-    let Some(reached) = reached else {
-        return Ok(None);
-    };
-    let end = current_coordinate(c).await?;
-    if end.file == reached.file {
-        return Ok(Some(end.offset.saturating_sub(reached.offset)));
-    }
-    let number = Coordinate::file_number;
-    let mut lag = 0u64;
-    for (file, size) in super::connect::log_files(c).await? {
-        if number(&file) > number(&reached.file) {
-            lag += size;
-        } else if file == reached.file {
-            lag += size.saturating_sub(reached.offset);
-        }
-    }
-    Ok(Some(lag))
 }

@@ -87,7 +87,7 @@ fn server_error(code: u16, message: &str) -> Error {
             .hint("run `caudal check`: it prints the GRANT that is missing"),
         1049 => Error::fatal(Kind::Config, text).hint("check source.database"),
         // Too many connections, shutdown, killed, lock waits, deadlocks, aborted,
-        // interrupted, gone while waiting, read timeouts.
+        // gone while waiting, read timeouts.
         1040
         | 1053
         | 1152
@@ -96,15 +96,15 @@ fn server_error(code: u16, message: &str) -> Error {
         | 1205
         | 1213
         | 1226
-        | 1317
-        | 3024
         | 1077
         | 1079
         | 4031
         | 1129
         | 1412
-        | 1927
-        | 1969 => Error::retryable(Kind::Source, text),
+        | 1927 => Error::retryable(Kind::Source, text),
+        // Cancelled by somebody, max_execution_time, max_statement_time.
+        1317 | 3024 | 1969 => Error::retryable(Kind::Timeout, text)
+            .hint("raise the server's limit for statements, or choose smaller chunks"),
         _ => Error::fatal(Kind::Source, text),
     }
 }
@@ -401,18 +401,24 @@ impl Connection {
 
     /// Runs a statement in the text protocol, and returns its rows.
     pub async fn query(&mut self, sql: &str) -> Wire<Vec<TextRow>> {
+        Ok(self.result(sql).await?.1)
+    }
+
+    /// [`Self::query`] with the columns' names.
+    pub async fn result(&mut self, sql: &str) -> Wire<(Vec<String>, Vec<TextRow>)> {
         self.command(Command::Query, sql.as_bytes()).await?;
         let first = self.read().await?;
         if first.first() == Some(&0) {
-            return Ok(Vec::new());
+            return Ok(Default::default());
         }
         let count = Input(first).lenenc()?;
-        self.definitions(count).await?;
+        let columns = self.definitions(count).await?;
+        let names = columns.into_iter().map(|c| c.name).collect();
         let mut rows = Vec::new();
         loop {
             let packet = self.read().await?;
             if is_eof(packet) {
-                return Ok(rows);
+                return Ok((names, rows));
             }
             let mut input = Input(packet);
             let mut row = Vec::new();

@@ -2,6 +2,7 @@
 
 use super::{MysqlTail, Step, seconds};
 use crate::TailEvent;
+use crate::mysql::connect::Reached;
 use crate::mysql::decode::DecodeError;
 use crate::mysql::decode::events::{self, HEADER, Header, kind};
 use crate::mysql::gtid::{Coordinate, MariaGtid, Origin, Place, uuid_text};
@@ -191,11 +192,7 @@ impl MysqlTail {
             self.maps.clear();
             self.plans.clear();
         }
-        if let Ok(mut reached) = self.server.reached.lock() {
-            reached
-                .get_or_insert_with(|| self.coordinate.clone())
-                .clone_from(&self.coordinate);
-        }
+        self.stands(Some(t.committed_at_us));
         // See the header: without holes a waiting XA transaction holds commits back.
         if !self.holes && !self.prepared.is_empty() {
             self.held |= !t.touched.is_empty();
@@ -215,6 +212,25 @@ impl MysqlTail {
             committed_at_us: t.committed_at_us,
             log_bytes: std::mem::take(&mut self.log_bytes),
         }))
+    }
+
+    /// Tells those who ask how far behind the tail is.
+    pub(super) fn stands(&mut self, committed_at_us: Option<i64>) {
+        let Ok(mut reached) = self.server.reached.lock() else {
+            return;
+        };
+        match &mut *reached {
+            Some(r) => {
+                r.at.clone_from(&self.coordinate);
+                r.committed_at_us = committed_at_us;
+            }
+            none => {
+                *none = Some(Reached {
+                    at: self.coordinate.clone(),
+                    committed_at_us,
+                });
+            }
+        }
     }
 
     pub(super) fn heartbeat(&mut self) -> TailEvent {
