@@ -316,7 +316,10 @@ async fn publications_of_others(place: Place) {
     .await;
     let source = open("public.r");
     let mend = format!("ALTER PUBLICATION \"{name}\" SET (publish_via_partition_root = true);");
-    assert_eq!(publication_errors(&*source).await, [mend.clone()]);
+    assert_eq!(
+        publication_errors(&*source).await,
+        std::slice::from_ref(&mend)
+    );
     let error = source.prepare(&[db.table("r")]).await.unwrap_err();
     assert!(error.hint_text().unwrap().contains(&mend), "{error:?}");
     run_each(&mut admin, &[&mend]).await;
