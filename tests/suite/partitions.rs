@@ -33,8 +33,6 @@ async fn a_partition_that_is_dropped_takes_its_rows(t: &Trial) -> Result<()> {
         .exec("update r set v = v + 1 where id > 150")
         .await?;
     t.source.exec(drop).await?;
-    let nowhere = t.source.exec("insert into r values (100, 7) , (101, 8)");
-    assert!(nowhere.await.is_err(), "a row found a partition");
     t.source.exec("delete from r where id = 120").await?;
     agent.run_until_caught_up().await?;
     t.expect_equal(&["r"]).await?;

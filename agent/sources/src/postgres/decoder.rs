@@ -216,7 +216,10 @@ impl Decoder {
                 continue;
             };
             // The look may have been taken before one came of which the log has a row already.
-            let later = |p: &Part| self.met.get(&p.oid).is_some_and(|at| *at > look.at);
+            let later = |p: &Part| {
+                let after = self.met.get(&p.oid).is_some_and(|at| *at > look.at);
+                p.met && after && !seen.iter().any(|s| s.part.oid == p.oid)
+            };
             let (later, parts): (Vec<Part>, Vec<Part>) = parts.iter().partition(later);
             match partitions::compare(&parts.into_iter().collect(), seen) {
                 Change::None => {}
