@@ -31,8 +31,10 @@ count, ids, amounts, digests = db.execute("""
     select count(*), sum(id), sum(amount),
            sum(('0x' || substr(sha256(concat_ws('|', id, k, name, amount)), 1, 8))::ubigint)
       from now""").fetchone()
-copied, distinct = db.execute(
-    "select count(*), count(distinct id) from lake where _op = 'r'").fetchone()
+# A row that was changed between two chunks may be in both; its change wins over either.
+copied, distinct = db.execute("""
+    select count(*), count(distinct id) from lake
+     where _op = 'r' and id not in (select id from changed)""").fetchone()
 print(json.dumps({
     "sums": f"{count} {ids} {amounts} {digests}",
     "copied": copied,

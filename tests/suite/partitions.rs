@@ -25,7 +25,7 @@ async fn a_partition_that_is_dropped_takes_its_rows(t: &Trial) -> Result<()> {
         .fill("r", 0, 200, |i| format!("({i}, {i})"))
         .await?;
     let mut agent = t.agent()?;
-    agent.config.set("snapshot.chunk_rows", 50);
+    agent.config.set("snapshot.chunk_rows", 100);
     agent.run_until_caught_up().await?;
     let report = t.expect_equal(&["r"]).await?;
     assert_eq!(report.count(&t.source.table("r"), "r"), 200);

@@ -2,7 +2,9 @@
 //!
 //! A range of a key costs the server a sixth more than the same rows by their blocks where they
 //! lie in the key's order (measured on PostgreSQL 18, bounds included), and a visit of a page for
-//! each row where they do not. So every table that is large enough and safe is read like this.
+//! each row where they do not. So large tables are read like this whose rows lie in another
+//! order, or whose key has none that can be asked for, if it is safe; the others are not, for
+//! ranges of a key give every key once.
 //!
 //! A row that is updated may move from one block to another while the table is copied, so that
 //! a copy may read it twice or not at all. Both are right, because such an update came after the
@@ -30,6 +32,8 @@ use tokio_postgres::Client;
 const MARK: &str = "\0ctid";
 /// Smaller tables are read by their keys: 16 MiB of 8 KiB pages.
 const MIN_BLOCKS: i64 = 2048;
+/// Rows whose first key column is correlated with their place this much (`pg_stats`) lie in its order.
+const IN_ORDER: f32 = 0.9;
 /// How many blocks are looked into for the rows in one of them, where the server has not counted.
 const SAMPLE: u32 = 16;
 
@@ -87,6 +91,8 @@ pub struct Blocks {
     rows: Option<f64>,
     /// Rows that move come whole in the log.
     safe: bool,
+    /// The rows lie in another order than their key's.
+    scattered: bool,
 }
 
 impl Blocks {
@@ -97,9 +103,17 @@ impl Blocks {
                 "SELECT pg_relation_filenode(c.oid), pg_relation_size(c.oid) / current_setting('block_size')::int8,
                         (c.reltuples / nullif(c.relpages, 0))::float8,
                         c.relkind = 'r' AND (c.relreplident = 'f' OR c.reltoastrelid = 0
-                                             OR pg_relation_size(c.reltoastrelid) = 0)
+                                             OR pg_relation_size(c.reltoastrelid) = 0),
+                        (SELECT abs(s.correlation) < $2 FROM pg_stats s
+                          WHERE s.schemaname = $3 AND s.tablename = $4 AND s.attname = $5 AND NOT s.inherited)
                    FROM pg_class c WHERE c.oid = to_regclass($1)",
-                &[&table_ident(&schema.table)],
+                &[
+                    &table_ident(&schema.table),
+                    &IN_ORDER,
+                    &schema.table.schema,
+                    &schema.table.name,
+                    &schema.key.first(),
+                ],
             )
             .await
             .map_err(query_error)?;
@@ -112,12 +126,14 @@ impl Blocks {
             count: row.get::<_, Option<i64>>(1).unwrap_or(0),
             rows: row.get::<_, Option<f64>>(2).filter(|r| *r > 0.0),
             safe: row.get::<_, Option<bool>>(3).unwrap_or(false),
+            scattered: row.get::<_, Option<bool>>(4).unwrap_or(false),
         }))
     }
 
-    /// Whether a copy that begins now is read in this way.
-    pub fn are_better(&self) -> bool {
-        self.safe && self.count >= MIN_BLOCKS
+    /// Whether a copy that begins now is read in this way; `ranged`: ranges of its key are
+    /// another one.
+    pub fn are_better(&self, ranged: bool) -> bool {
+        self.safe && self.count >= MIN_BLOCKS && (self.scattered || !ranged)
     }
 
     /// The end of a chunk of about `rows` rows that begins at a block; `None` if it is the last.
@@ -179,20 +195,26 @@ mod tests {
             count: 5000,
             rows: Some(50.0),
             safe: true,
+            scattered: true,
         };
         let end = |from, rows| blocks.behind(from, rows, 50.0).map(|b| b.block);
         assert_eq!((end(0, 1), end(4000, 40_000)), (Some(1), Some(4800)));
         assert_eq!((end(4800, 40_000), end(9, u64::MAX)), (None, None));
-        assert!(blocks.are_better());
+        assert!(blocks.are_better(true));
+        let in_order = Blocks {
+            scattered: false,
+            ..blocks
+        };
+        assert!(!in_order.are_better(true) && in_order.are_better(false));
         let small = Blocks {
             count: 100,
             ..blocks
         };
-        assert!(!small.are_better());
+        assert!(!small.are_better(true));
         let unsafe_to_move = Blocks {
             safe: false,
             ..blocks
         };
-        assert!(!unsafe_to_move.are_better());
+        assert!(!unsafe_to_move.are_better(false));
     }
 }

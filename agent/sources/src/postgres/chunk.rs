@@ -149,12 +149,17 @@ impl PostgresReader {
     }
 
     /// Where a chunk begins whose bounds are blocks.
-    async fn block(&self, schema: &TableSchema, chunk: &Chunk) -> Result<Option<Bound>> {
+    async fn block(
+        &self,
+        schema: &TableSchema,
+        chunk: &Chunk,
+        ranged: bool,
+    ) -> Result<Option<Bound>> {
         if let Some(after) = &chunk.after {
             return Bound::of(after);
         }
         let blocks = Blocks::read(&self.client, schema).await?;
-        let better = blocks.filter(Blocks::are_better);
+        let better = blocks.filter(|b| b.are_better(ranged));
         Ok(better.map(|b| Bound {
             file: b.file,
             block: 0,
@@ -530,7 +535,7 @@ impl ChunkReader for PostgresReader {
         }
         self.reset().await?;
         let way = self.way(schema).await?;
-        if let Some(from) = self.block(schema, &chunk).await? {
+        if let Some(from) = self.block(schema, &chunk, way.ranged).await? {
             let end = match Blocks::read(&self.client, schema).await? {
                 Some(blocks) => blocks.end(&self.client, schema, from.block, rows).await?,
                 None => None,
