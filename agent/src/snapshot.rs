@@ -172,6 +172,7 @@ impl Workers {
         reader: &mut Option<Box<dyn ChunkReader>>,
         gathered: &mut Option<Gathered>,
     ) -> Result<bool, Stop> {
+        self.close_due_files().await?;
         if reader.is_none() {
             *reader = Some(self.source.open_reader(false).await?);
         }
@@ -180,7 +181,7 @@ impl Workers {
                 self.hand_over(g, false).await?;
             }
             // Another worker's chunk may yet come back as a gap.
-            return self.wait_for_others().await;
+            return Ok(self.wait_for_others().await);
         };
         if !gathered
             .as_ref()
@@ -355,7 +356,12 @@ impl Workers {
                         p.over = true;
                         return Err(Stop::Fail(e));
                     }
-                    Err(e) => return Err(Stop::from(e)),
+                    Err(e) => {
+                        if e.kind() == Kind::Timeout {
+                            p.size.timed_out();
+                        }
+                        return Err(Stop::from(e));
+                    }
                 }
             }
             if let Some(chunk) = chunk {
@@ -560,36 +566,42 @@ impl Workers {
     }
 
     /// Whether a table is not over yet; waits a little, for its last chunks may come back.
-    async fn wait_for_others(&self) -> Result<bool, Stop> {
-        let mut waits = false;
+    async fn wait_for_others(&self) -> bool {
         for copy in self.copies.iter().filter(|c| !c.is_cancelled()) {
-            if copy.planner.lock().await.over {
-                continue;
+            if !copy.planner.lock().await.over {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                return true;
             }
-            waits = true;
-            // Nobody may come to append to it for a long time.
-            let mut open = copy.file.lock().await;
-            let idle = match open.as_ref() {
-                Some(file) => copy.waits_for(file).await,
+        }
+        false
+    }
+
+    /// Finishes the files that are due: of a table that is paused, or whose last chunks
+    /// another process reads, nobody may come to append for a long time.
+    async fn close_due_files(&self) -> Result<(), Stop> {
+        for copy in self.copies.iter().filter(|c| !c.is_cancelled()) {
+            // Whoever holds it sees to it.
+            let Ok(mut open) = copy.file.try_lock() else {
+                continue;
+            };
+            let due = match open.as_ref() {
+                Some(file) => file.is_due(&self.files) || copy.waits_for(file).await,
                 None => false,
             };
-            let old = open.take_if(|f| idle || f.is_due(&self.files));
+            let Some(file) = open.take_if(|_| due) else {
+                continue;
+            };
             drop(open);
-            if let Some(file) = old {
-                let chunks = file.chunks.clone();
-                match file.finish().await {
-                    Ok(done) => self.report(copy, done).await?,
-                    Err(e) => {
-                        self.give_back(copy, chunks).await;
-                        return Err(Stop::from(e));
-                    }
+            let chunks = file.chunks.clone();
+            match file.finish().await {
+                Ok(done) => self.report(copy, done).await?,
+                Err(e) => {
+                    self.give_back(copy, chunks).await;
+                    return Err(Stop::from(e));
                 }
             }
         }
-        if waits {
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-        Ok(waits)
+        Ok(())
     }
 
     async fn send(&self, message: Message) -> Result<(), Stop> {
