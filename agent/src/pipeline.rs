@@ -70,6 +70,8 @@ pub struct Pipeline<'p> {
     granting: HashMap<PathBuf, HashSet<TableName>>,
     /// Copies of some rows that were asked for and have not begun.
     partial: Vec<(TableName, String)>,
+    /// Every copy that workers were given in this attempt.
+    begun: Vec<Arc<Copy>>,
     pace: Arc<Pace>,
     /// What other processes may read, once there is any.
     shareable: Option<Shareable>,
@@ -137,6 +139,7 @@ impl<'p> Pipeline<'p> {
             renewal: Renewal::default(),
             granting: HashMap::new(),
             partial: Vec::new(),
+            begun: Vec::new(),
             pace,
             shareable: None,
             messages: None,
@@ -180,7 +183,10 @@ impl<'p> Pipeline<'p> {
         let outcome = self
             .pump(&mut epoch, tail.as_mut(), inboxes, until, shutdown)
             .await;
-        self.tasks.abort_all();
+        self.tasks.shutdown().await;
+        for copy in &self.begun {
+            copy.abandon_file().await;
+        }
         if let Some(shareable) = self.shareable.take() {
             let _ = tokio::time::timeout(CLOSE_WITHIN / 6, shareable.close()).await;
         }
@@ -546,6 +552,7 @@ impl<'p> Pipeline<'p> {
         let Some(messages) = self.messages.clone().filter(|_| !copies.is_empty()) else {
             return;
         };
+        self.begun.extend(copies.iter().cloned());
         let s = &self.parts.settings;
         let workers = Arc::new(Workers {
             source: self.parts.source.clone(),

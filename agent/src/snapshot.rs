@@ -579,7 +579,11 @@ impl Workers {
     /// Finishes the files that are due: of a table that is paused, or whose last chunks
     /// another process reads, nobody may come to append for a long time.
     async fn close_due_files(&self) -> Result<(), Stop> {
-        for copy in self.copies.iter().filter(|c| !c.is_cancelled()) {
+        for copy in &self.copies {
+            if copy.is_cancelled() {
+                copy.abandon_file().await;
+                continue;
+            }
             // Whoever holds it sees to it.
             let Ok(mut open) = copy.file.try_lock() else {
                 continue;

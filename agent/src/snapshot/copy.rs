@@ -135,6 +135,14 @@ impl Copy {
             && file.age() >= FED_IDLE
     }
 
+    /// Gives the open file up, leaving no upload behind.
+    pub(crate) async fn abandon_file(&self) {
+        let open = self.file.lock().await.take();
+        if let Some(file) = open {
+            file.abort().await;
+        }
+    }
+
     /// One more chunk to be read.
     pub(crate) async fn feed(&self, chunk: Chunk) {
         self.planner.lock().await.gaps.push_back(chunk);

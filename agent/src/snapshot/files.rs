@@ -261,6 +261,12 @@ impl CopyFile {
         self.since.elapsed()
     }
 
+    pub(super) async fn abort(self) {
+        if let Some(writer) = self.writer {
+            writer.abort().await;
+        }
+    }
+
     pub(super) async fn finish(self) -> Result<Complete> {
         finish_own(self.chunks, self.writer, Vec::new()).await
     }
