@@ -31,6 +31,8 @@ pub const FILES_BYTES_TOTAL: &str = "caudal_files_bytes_total";
 pub const FILES_TOTAL: &str = "caudal_files_total";
 /// Bytes that all buffers hold.
 pub const MEMORY_BYTES: &str = "caudal_memory_bytes";
+/// Bytes on disk of transactions that have not ended.
+pub const SPILL_BYTES: &str = "caudal_spill_bytes";
 /// Bytes of log that the source keeps because of this stream.
 pub const SOURCE_LOG_RETAINED_BYTES: &str = "caudal_source_log_retained_bytes";
 /// Rows that copies will have, by the source's statistics, by `table`.
@@ -128,6 +130,11 @@ fn describe() {
     describe_counter!(FILES_BYTES_TOTAL, Unit::Bytes, "Bytes of committed files");
     describe_counter!(FILES_TOTAL, "Committed files");
     describe_gauge!(MEMORY_BYTES, Unit::Bytes, "Bytes that all buffers hold");
+    describe_gauge!(
+        SPILL_BYTES,
+        Unit::Bytes,
+        "Bytes on disk of transactions that have not ended"
+    );
     describe_gauge!(
         SOURCE_LOG_RETAINED_BYTES,
         Unit::Bytes,
@@ -236,6 +243,11 @@ pub fn log_retained(bytes: u64) {
 /// Bytes that all buffers hold.
 pub fn memory(bytes: u64) {
     gauge!(MEMORY_BYTES).set(bytes as f64);
+}
+
+/// Bytes on disk of transactions that have not ended.
+pub fn spilled(bytes: u64) {
+    gauge!(SPILL_BYTES).set(bytes as f64);
 }
 
 /// How many tables are in a state.

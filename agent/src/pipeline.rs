@@ -254,6 +254,7 @@ impl<'p> Pipeline<'p> {
             }
             self.parts.board.touch();
             metrics::memory((epoch.buffer.bytes() + tail.staged_bytes()) as u64);
+            metrics::spilled(tail.spilled_bytes());
             if until.deadline_passed() && stopping.is_none() {
                 stopping = Some(Ending::DeadlinePassed);
             }

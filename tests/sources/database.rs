@@ -160,6 +160,7 @@ impl Database {
             watch_replicas: Vec::new(),
             spill_dir: self.dir.path().join("spill"),
             staging_bytes: 64 << 10,
+            spill_bytes: u64::MAX,
             value_bytes: 512 << 20,
             connect_timeout: Duration::from_secs(10),
         }

@@ -64,6 +64,7 @@ const HUGE: &str = "100 << 20";
 
 fn limited(db: &Database) -> SourceOptions {
     SourceOptions {
+        spill_bytes: u64::MAX,
         value_bytes: MIB,
         ..db.options()
     }

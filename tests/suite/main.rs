@@ -11,6 +11,7 @@ mod trial;
 mod config_errors;
 mod crash_points;
 mod failover;
+mod huge_transactions;
 mod huge_values;
 mod key_change;
 mod keyless_table;

@@ -24,6 +24,7 @@ pub mod mysql;
 pub mod overrides;
 pub mod postgres;
 pub mod scripted;
+pub(crate) mod spill;
 pub mod tls;
 
 /// How far the connection's peer is checked; the names are libpq's.
@@ -130,6 +131,8 @@ pub struct SourceOptions {
     pub spill_dir: PathBuf,
     /// Bytes that staged transactions may hold in memory before they spill.
     pub staging_bytes: usize,
+    /// Bytes that staged transactions may have in that directory.
+    pub spill_bytes: u64,
     /// The largest single value that is carried, bytes as the source sends it; a larger
     /// one is a data error of its table, and is not held in memory.
     pub value_bytes: usize,
@@ -348,6 +351,11 @@ pub trait Tail: Send {
 
     /// Bytes held in memory for transactions that have not committed.
     fn staged_bytes(&self) -> usize;
+
+    /// Bytes held on disk for them ([`SourceOptions::spill_dir`]).
+    fn spilled_bytes(&self) -> u64 {
+        0
+    }
 
     /// Whether the last event left a transaction open in `into`: the caller may open
     /// an exact read (INV-6) or stop cleanly only where this is false.

@@ -212,6 +212,7 @@ impl Config {
             // A quarter: the open epoch, the files being encoded and the parts in flight
             // need the rest (INV-9).
             staging_bytes: usize::try_from(self.commit.memory / 4).unwrap_or(usize::MAX),
+            spill_bytes: self.limits.spill_bytes,
             value_bytes: usize::try_from(self.limits.value_bytes).unwrap_or(usize::MAX),
             connect_timeout: s.connect_timeout,
         })

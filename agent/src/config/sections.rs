@@ -469,12 +469,17 @@ pub struct LimitsSection {
     #[serde(with = "units::size")]
     #[schemars(with = "SizeText")]
     pub value_bytes: u64,
+    /// Disk in `state_dir` for transactions that have not ended.
+    #[serde(with = "units::size")]
+    #[schemars(with = "SizeText")]
+    pub spill_bytes: u64,
 }
 
 impl Default for LimitsSection {
     fn default() -> Self {
         LimitsSection {
             value_bytes: 512 << 20,
+            spill_bytes: 64 << 30,
         }
     }
 }

@@ -27,6 +27,7 @@ use super::dump::{Block, Dump};
 use super::gtid::{Coordinate, Place};
 use super::schema::{charsets, selected_tables};
 use super::wire::packet_limit;
+use crate::spill::{Held, Messages, SpillDir};
 use crate::{Tail, TailEvent, TrackedTable};
 use async_trait::async_trait;
 use caudal_model::{ChangeBuffer, Error, Kind, Position, Result, TableName, TableSchema};
@@ -98,7 +99,9 @@ pub struct MysqlTail {
     /// One event of `payload` that must be handled again.
     again: Option<Vec<u8>>,
     /// Events of an XA transaction that has committed.
-    replay: VecDeque<u8>,
+    replay: Option<Messages>,
+    /// The event that ends them.
+    replay_end: Option<Vec<u8>>,
     /// The open transaction came out of `replay`.
     replayed: bool,
     rows: Option<RowsInProgress>,
@@ -127,8 +130,10 @@ pub struct MysqlTail {
     held: bool,
     /// Bytes of log since the last commit that was reported.
     log_bytes: u64,
-    /// Bytes of `prepared`.
+    /// Bytes in memory of what waits for its XA COMMIT.
     staged: usize,
+    /// Where the rest of it is.
+    spill: SpillDir,
 }
 
 impl MysqlTail {
@@ -154,6 +159,7 @@ impl MysqlTail {
                 offset: 0,
             },
         };
+        let spill = SpillDir::open(&server.options.spill_dir)?;
         let mut tail = MysqlTail {
             holes: server.flavor.positions_have_holes(&place),
             server,
@@ -162,7 +168,9 @@ impl MysqlTail {
             cursor: 0,
             payload: None,
             again: None,
-            replay: VecDeque::new(),
+            replay: None,
+            replay_end: None,
+            spill,
             replayed: false,
             rows: None,
             images: Default::default(),
@@ -249,14 +257,15 @@ impl MysqlTail {
         if let Some(event) = self.again.take() {
             return Ok(Some(Data::Own(event)));
         }
-        if !self.replay.is_empty() {
-            let mut length = [0; 4];
-            self.replay
-                .read_exact(&mut length)
-                .map_err(broken_payload)?;
-            let mut event = vec![0; u32::from_le_bytes(length) as usize];
-            self.replay.read_exact(&mut event).map_err(broken_payload)?;
-            return Ok(Some(Data::Own(event)));
+        if let Some(replay) = &mut self.replay {
+            let mut event = Vec::new();
+            if replay.next(&mut event)? {
+                return Ok(Some(Data::Own(event)));
+            }
+            self.replay = None;
+        }
+        if let Some(end) = self.replay_end.take() {
+            return Ok(Some(Data::Own(end)));
         }
         if let Some(payload) = &mut self.payload {
             let limit = packet_limit(self.server.options.value_bytes);
@@ -324,6 +333,29 @@ impl MysqlTail {
         }
     }
 
+    /// Moves what waits for its XA COMMIT to disk where it is too much for memory.
+    fn within_limits(&mut self) -> Result<()> {
+        let options = &self.server.options;
+        while self.staged > options.staging_bytes.max(1 << 20) {
+            let open = self.transaction.as_mut().and_then(|t| t.xa.as_mut());
+            let waiting = self.prepared.values_mut().map(|p| &mut p.events);
+            let Some(largest) = waiting.chain(open).max_by_key(|h| h.in_memory()) else {
+                self.staged = 0;
+                break;
+            };
+            self.staged = self.staged.saturating_sub(largest.spill(&mut self.spill)?);
+        }
+        if self.spill.bytes() > options.spill_bytes {
+            let limit = options.spill_bytes;
+            return Err(Error::fatal(
+                Kind::State,
+                format!("prepared XA transactions fill more than {limit} bytes of disk"),
+            )
+            .hint("raise limits.spill_bytes, or end the prepared transactions (XA RECOVER)"));
+        }
+        Ok(())
+    }
+
     fn event(&mut self, event: &[u8], outer: bool, into: &mut ChangeBuffer) -> Result<Step> {
         let (header, body) = events::header(event)?;
         if outer && header.log_position > 0 && header.flags & events::FLAG_ARTIFICIAL == 0 {
@@ -332,18 +364,8 @@ impl MysqlTail {
         if let Some(xa) = self.transaction.as_mut().and_then(|t| t.xa.as_mut())
             && (header.event_type == kind::TABLE_MAP || changes_rows(header.event_type))
         {
-            let limit = self.server.options.staging_bytes.max(1 << 20);
-            if self.staged + event.len() > limit {
-                return Err(Error::fatal(
-                    Kind::Source,
-                    format!("prepared XA transactions hold more than {limit} bytes"),
-                )
-                .hint("raise commit.memory, or commit the prepared transactions (XA RECOVER)"));
-            }
-            xa.extend_from_slice(&(event.len() as u32).to_le_bytes());
-            xa.extend_from_slice(event);
-            self.staged += event.len() + 4;
-            return Ok(Step::Next);
+            self.staged += xa.push(event)?;
+            return self.within_limits().map(|()| Step::Next);
         }
         match header.event_type {
             kind::TABLE_MAP => self.table_map(body),
@@ -380,7 +402,7 @@ impl MysqlTail {
             kind::ANONYMOUS_GTID => self.begin_gtid(header, events::gtid(body)?),
             kind::MARIA_GTID => {
                 let g = events::maria_gtid(header, body)?;
-                let xa = (g.flags & 64 != 0).then(Vec::new);
+                let xa = (g.flags & 64 != 0).then(Held::default);
                 self.begin(
                     Identity::Maria(g.gtid),
                     seconds(header),
@@ -593,6 +615,10 @@ impl Tail for MysqlTail {
     }
 
     fn staged_bytes(&self) -> usize {
-        self.staged
+        self.staged + self.replay.as_ref().map_or(0, Messages::in_memory)
+    }
+
+    fn spilled_bytes(&self) -> u64 {
+        self.spill.bytes()
     }
 }

@@ -51,6 +51,8 @@ pub(crate) struct Shared {
     pub(crate) names: names::Names,
     /// One connection for questions, opened when it is first needed.
     control: tokio::sync::Mutex<Option<Arc<Client>>>,
+    /// Transactions are wanted only once they have committed.
+    whole: std::sync::atomic::AtomicBool,
 }
 
 impl Shared {
@@ -106,6 +108,7 @@ impl PostgresSource {
             bases: replica::Bases::default(),
             names: names::Names::default(),
             control: tokio::sync::Mutex::new(None),
+            whole: false.into(),
         };
         slot::validate_name(&shared.slot())?;
         Ok(PostgresSource {

@@ -334,18 +334,21 @@ impl ReplicationConnection {
         }
     }
 
-    /// Starts streaming after `from`; the error's SQLSTATE comes with it.
+    /// Starts streaming after `from`, large transactions before their end if `unfinished`; the
+    /// error's SQLSTATE comes with it.
     pub async fn start(
         mut self,
         slot: &str,
         publication: &str,
         from: Lsn,
+        unfinished: bool,
     ) -> Result<ReplicationStream, (String, Error)> {
         let none = |e: Error| (String::new(), e);
         // The option's value is itself a list of identifiers, each of which may be quoted.
         let sql = format!(
-            "START_REPLICATION SLOT {} LOGICAL {from} (proto_version '2', streaming 'on', publication_names {})",
+            "START_REPLICATION SLOT {} LOGICAL {from} (proto_version '2', streaming '{}', publication_names {})",
             connect::ident(slot),
+            if unfinished { "on" } else { "off" },
             connect::literal(&connect::ident(publication)),
         );
         let mut out = BytesMut::new();

@@ -30,6 +30,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use caudal_model::{ChangeBuffer, Error, Kind, Position, Result, TableName};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use tokio::task::JoinHandle;
 
 type Lookup = JoinHandle<Result<Answer>>;
@@ -76,7 +77,12 @@ impl PostgresTail {
                 .await
                 .map_err(|e| (String::new(), e))?;
             connection
-                .start(&shared.slot(), &shared.publication(), from)
+                .start(
+                    &shared.slot(),
+                    &shared.publication(),
+                    from,
+                    !shared.whole.load(Ordering::Relaxed),
+                )
                 .await
         })
         .await?;
@@ -153,7 +159,7 @@ impl PostgresTail {
             match data.first() {
                 Some(b'I' | b'U' | b'D' | b'T' | b'R') => {
                     self.staging.append(xid, data)?;
-                    return Ok(Outcome::Done);
+                    return self.within_the_disk().map(|()| Outcome::Done);
                 }
                 Some(b'O' | b'Y' | b'M') => return Ok(Outcome::Done),
                 _ => {}
@@ -193,6 +199,20 @@ impl PostgresTail {
             }
             message => self.decoder.change(&message, into),
         }
+    }
+
+    /// Past the limit, the server is asked to keep transactions itself until they commit.
+    fn within_the_disk(&self) -> Result<()> {
+        let (spilled, limit) = (self.staging.spilled(), self.shared.options.spill_bytes);
+        if spilled <= limit {
+            return Ok(());
+        }
+        self.shared.whole.store(true, Ordering::Relaxed);
+        let text = format!(
+            "transactions that have not ended fill {spilled} bytes of disk, of {limit} that they may"
+        );
+        Err(Error::retryable(Kind::State, text)
+            .hint("from here on the server sends transactions once they have committed; limits.spill_bytes says how much may wait here"))
     }
 
     fn step_replay(&mut self, into: &mut ChangeBuffer) -> Result<Option<TailEvent>> {
@@ -316,6 +336,10 @@ impl Tail for PostgresTail {
 
     fn staged_bytes(&self) -> usize {
         self.staging.held() + self.replay.as_ref().map_or(0, |(r, ..)| r.held())
+    }
+
+    fn spilled_bytes(&self) -> u64 {
+        self.staging.spilled()
     }
 
     fn in_transaction(&self) -> bool {

@@ -61,7 +61,7 @@ impl MysqlTail {
                     t.begun = true;
                     if sql.get(..2).is_some_and(|s| s.eq_ignore_ascii_case("xa")) && t.xa.is_none()
                     {
-                        t.xa = Some(Vec::new());
+                        t.xa = Some(crate::spill::Held::default());
                     }
                 }
                 return Ok(Step::Next);

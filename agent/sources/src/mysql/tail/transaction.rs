@@ -6,6 +6,7 @@ use crate::mysql::connect::Reached;
 use crate::mysql::decode::DecodeError;
 use crate::mysql::decode::events::{self, HEADER, Header, kind};
 use crate::mysql::gtid::{Coordinate, MariaGtid, Origin, Place, uuid_text};
+use crate::spill::Held;
 use caudal_model::{Error, Result, TableName};
 
 /// Transactions without rows of interest that pass before a heartbeat is due.
@@ -51,13 +52,13 @@ pub(super) struct Transaction {
     /// Since the last call the buffer knows this transaction.
     pub(super) announced: bool,
     /// Events that wait for their XA COMMIT: the xid is known at the end only.
-    pub(super) xa: Option<Vec<u8>>,
+    pub(super) xa: Option<Held>,
 }
 
 /// A prepared XA transaction.
 pub(super) struct Prepared {
     pub(super) identity: Identity,
-    pub(super) events: Vec<u8>,
+    pub(super) events: Held,
 }
 
 impl MysqlTail {
@@ -85,7 +86,7 @@ impl MysqlTail {
         identity: Identity,
         committed_at_us: i64,
         begun: bool,
-        xa: Option<Vec<u8>>,
+        xa: Option<Held>,
     ) {
         self.transaction = Some(Transaction {
             identity,
@@ -121,8 +122,8 @@ impl MysqlTail {
         };
         let events = t.xa.take().unwrap_or_default();
         if one_phase {
-            self.staged = self.staged.saturating_sub(events.len());
-            self.replay.extend(events);
+            self.staged = self.staged.saturating_sub(events.in_memory());
+            self.replay = Some(events.read()?);
             self.transaction = Some(t);
             return self.finish_replay(header);
         }
@@ -143,11 +144,11 @@ impl MysqlTail {
 
     pub(super) fn xa_end(&mut self, header: &Header, xid: &str, commit: bool) -> Result<Step> {
         if let Some(p) = self.prepared.remove(xid) {
-            self.staged = self.staged.saturating_sub(p.events.len());
+            self.staged = self.staged.saturating_sub(p.events.in_memory());
             // Both GTIDs count as executed from the end of this transaction on.
             self.advance(&p.identity);
             if commit {
-                self.replay.extend(p.events);
+                self.replay = Some(p.events.read()?);
                 return self.finish_replay(header);
             }
         }
@@ -163,8 +164,7 @@ impl MysqlTail {
         let mut end = header.timestamp.to_le_bytes().to_vec();
         end.push(kind::XID);
         end.extend_from_slice(&[0; HEADER - 5]);
-        self.replay.extend((end.len() as u32).to_le_bytes());
-        self.replay.extend(end);
+        self.replay_end = Some(end);
         self.replayed = true;
         // The prepared events may be of a server's earlier life, which numbered its tables
         // differently; they bring their own maps.
