@@ -139,14 +139,12 @@ pub async fn run(mut parts: Parts, goal: &Goal, shutdown: &CancellationToken) ->
         staging: None,
         cleaning: None,
     };
-    let builder = ExponentialBuilder::default()
-        .with_min_delay(parts.settings.first_pause)
-        .with_max_delay(Duration::from_secs(60))
-        .with_jitter()
-        .without_max_times();
+    let builder = backoff(parts.settings.first_pause);
+    parts.board.set_stall_after(parts.settings.stall_after);
     let mut pauses = builder.build();
     loop {
         let began = Instant::now();
+        let epoch = parts.board.report().epoch;
         let error = match run.attempt_or_stop(&mut parts, shutdown).await {
             Ok(ending) => {
                 // Files of copies that were given up, for one.
@@ -164,11 +162,14 @@ pub async fn run(mut parts: Parts, goal: &Goal, shutdown: &CancellationToken) ->
             parts.board.set_state(StreamState::Failed);
             return Err(error);
         }
-        if began.elapsed() > Duration::from_secs(60) {
+        // What worked for a while, or got something done, begins with the shortest pause again.
+        let advanced = epoch > 0 && parts.board.report().epoch > epoch;
+        if began.elapsed() > LONGEST_PAUSE || advanced {
             pauses = builder.build();
         }
         let pause = pauses.next().unwrap_or(Duration::from_secs(60));
         tracing::warn!(%error, hint = error.hint_text(), ?pause, "trying again");
+        parts.board.set_retrying(error.to_string());
         parts.board.set_state(StreamState::Starting);
         let deadline = run.until.deadline;
         tokio::select! {
@@ -180,6 +181,19 @@ pub async fn run(mut parts: Parts, goal: &Goal, shutdown: &CancellationToken) ->
             }
         }
     }
+}
+
+/// The longest pause between attempts, but for its jitter.
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+
+/// Pauses that double from `first` to a minute, each lengthened by a random part of itself:
+/// agents that lost the same server do not come back in step.
+fn backoff(first: Duration) -> ExponentialBuilder {
+    ExponentialBuilder::default()
+        .with_min_delay(first)
+        .with_max_delay(LONGEST_PAUSE)
+        .with_jitter()
+        .without_max_times()
 }
 
 async fn sleep_until(deadline: Option<Instant>) {
@@ -587,4 +601,26 @@ async fn load_schemas(parts: &mut Parts, state: Checkpoint) -> Result<Recovered>
         schemas,
         next_column_ids,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_double_to_a_minute_with_jitter() {
+        let first = Duration::from_millis(500);
+        let runs: Vec<Vec<Duration>> = (0..50)
+            .map(|_| backoff(first).build().take(12).collect())
+            .collect();
+        for pauses in &runs {
+            let mut least = first;
+            for pause in pauses {
+                assert!(*pause >= least && *pause <= least * 2, "{pauses:?}");
+                least = (least * 2).min(LONGEST_PAUSE);
+            }
+        }
+        let different: HashSet<Duration> = runs.iter().map(|r| r[0]).collect();
+        assert!(different.len() > 25, "no jitter: {different:?}");
+    }
 }

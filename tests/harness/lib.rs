@@ -14,6 +14,7 @@ pub mod databases;
 pub mod dialect;
 pub mod moto;
 pub mod oracle;
+pub mod proxy;
 pub mod s3;
 pub mod session;
 pub mod source;

@@ -307,6 +307,8 @@ impl Life {
                 copy_files: self.file_limits(),
                 idle_commit: Duration::from_millis(200),
                 lag_every: Duration::from_secs(1),
+                stall_after: Duration::from_secs(60),
+                reopen_after: Duration::from_secs(600),
                 first_pause: Duration::from_millis(5),
                 tick: Duration::from_millis(2),
                 files,

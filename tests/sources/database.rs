@@ -162,6 +162,7 @@ impl Database {
             staging_bytes: 64 << 10,
             value_bytes: 512 << 20,
             connect_timeout: Duration::from_secs(10),
+            read_timeout: Duration::from_secs(60),
         }
     }
 

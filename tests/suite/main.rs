@@ -9,6 +9,7 @@ mod load;
 mod trial;
 
 mod config_errors;
+mod connection_faults;
 mod crash_points;
 mod huge_values;
 mod key_change;
@@ -34,6 +35,7 @@ mod snapshot_only;
 mod snapshot_resume;
 mod snapshot_under_writes;
 mod snapshot_workers;
+mod source_restarted;
 mod tables_come_and_go;
 mod tail_only;
 mod tls_verify_full;

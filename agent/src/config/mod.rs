@@ -214,6 +214,7 @@ impl Config {
             staging_bytes: usize::try_from(self.commit.memory / 4).unwrap_or(usize::MAX),
             value_bytes: usize::try_from(self.limits.value_bytes).unwrap_or(usize::MAX),
             connect_timeout: s.connect_timeout,
+            read_timeout: s.read_timeout,
         })
     }
 

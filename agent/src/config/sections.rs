@@ -20,6 +20,15 @@ pub struct StreamSection {
     pub name: String,
     /// Directory of the local state (RocksDB, spilled rows); one a stream.
     pub state_dir: PathBuf,
+    /// How long work may stand still (a commit under way, a log that gives nothing although
+    /// the source has gone on) before `/readyz` fails and a warning comes.
+    #[serde(default = "a_minute", with = "units::duration")]
+    #[schemars(with = "DurationText")]
+    pub stall_after: Duration,
+}
+
+fn a_minute() -> Duration {
+    Duration::from_secs(60)
 }
 
 /// The kind of source database.
@@ -122,6 +131,16 @@ pub struct SourceSection {
     #[serde(default = "ten_seconds", with = "units::duration")]
     #[schemars(with = "DurationText")]
     pub connect_timeout: Duration,
+    /// How long the server may be silent while an answer, rows of a copy or the log's next
+    /// heartbeat are awaited; then the connection is given up and opened anew. The log's
+    /// connection waits a minute (postgres: two) at most.
+    #[serde(default = "ten_minutes", with = "units::duration")]
+    #[schemars(with = "DurationText")]
+    pub read_timeout: Duration,
+}
+
+fn ten_minutes() -> Duration {
+    Duration::from_secs(600)
 }
 
 fn ten_seconds() -> Duration {

@@ -21,8 +21,8 @@ use tokio::task::JoinHandle;
 const WINDOW: usize = 16 << 20;
 /// A block is handed over at this size, or when the connection has nothing more.
 const BLOCK: usize = 256 << 10;
-/// Seconds between heartbeats of an idle server.
-const HEARTBEAT_SECONDS: u64 = 5;
+/// Between heartbeats of an idle server, at most.
+const HEARTBEAT: Duration = Duration::from_secs(5);
 /// An idle connection without them is dead.
 const SILENCE: Duration = Duration::from_secs(60);
 
@@ -53,6 +53,7 @@ impl Dump {
         check_position(&mut server.control().await?, from).await?;
         let mut c = server.connect().await?;
         c.limit_packets(server.options.value_bytes, may_skip);
+        c.limit_silence(SILENCE);
         prepare_session(&mut c, server, from).await?;
         request(&mut c, server.server_id(), from).await?;
         // A refusal comes in place of the first event.
@@ -88,7 +89,8 @@ impl Dump {
 }
 
 async fn prepare_session(c: &mut Connection, server: &Server, from: &Place) -> Result<()> {
-    let nanoseconds = HEARTBEAT_SECONDS * 1_000_000_000;
+    let heartbeat = HEARTBEAT.min(server.options.read_timeout / 4);
+    let nanoseconds = heartbeat.as_nanos();
     let hash = u128::from(crc32fast::hash(server.options.stream.as_bytes())) << 64;
     let unique = hash | u128::from(server.server_id());
     let uuid = super::gtid::uuid_text(&unique.to_be_bytes());
@@ -276,16 +278,7 @@ impl Pump {
             {
                 self.flush().await?;
             }
-            let read = tokio::time::timeout(SILENCE, self.connection.sized_packet()).await;
-            let (packet, oversized) = match read {
-                Err(_) => {
-                    return Err(Error::retryable(
-                        Kind::Source,
-                        format!("the source has been silent for {} s", SILENCE.as_secs()),
-                    ));
-                }
-                Ok(packet) => packet?,
-            };
+            let (packet, oversized) = self.connection.sized_packet().await?;
             if packet.first() == Some(&0xff) {
                 let mut input = Input(packet.get(1..).unwrap_or_default());
                 let code = input.u16().unwrap_or(0);

@@ -13,6 +13,7 @@
 //! while it waited. A new slot needs no such wait, because its creation waits for every
 //! running transaction itself.
 
+use super::connect::Client;
 use super::connect::{self, ident, is_denied, literal, query_error, table_ident};
 use super::{Lsn, Shared, catalog};
 use crate::SourceProgress;
@@ -20,7 +21,6 @@ use caudal_model::{Error, Kind, Position, Result, TableName};
 use std::collections::HashSet;
 use std::future::Future;
 use std::time::{Duration, Instant};
-use tokio_postgres::Client;
 
 /// How long new tables wait for transactions that were writing to them.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -559,7 +559,7 @@ pub(super) async fn progress(shared: &Shared, reached: &Position) -> Result<Sour
 
 /// Tries for some seconds while another connection holds the slot: after a broken
 /// connection the server needs a moment to notice.
-pub(super) async fn retry_while_active<T, F, A>(attempt: A) -> Result<T>
+pub(super) async fn retry_while_active<T, F, A>(shared: &Shared, attempt: A) -> Result<T>
 where
     F: Future<Output = Result<T, (String, Error)>>,
     A: Fn() -> F,
@@ -574,11 +574,38 @@ where
                         "is another agent of this stream running? otherwise the server will notice soon that the old connection is gone",
                     ));
                 }
+                end_own_walsender(shared).await?;
                 tokio::time::sleep(Duration::from_millis(250)).await;
             }
             Err((_, e)) => return Err(e.context("starting replication")),
         }
     }
+}
+
+/// Ends the server's process that read the slot for this agent over a connection that was
+/// given up: the server itself would notice only after `wal_sender_timeout`. Nobody else's.
+async fn end_own_walsender(shared: &Shared) -> Result<()> {
+    let own = shared.walsender.load(std::sync::atomic::Ordering::Relaxed);
+    if own == 0 {
+        return Ok(());
+    }
+    let ended = shared
+        .control()
+        .await?
+        .query(
+            "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots
+              WHERE slot_name = $1 AND active_pid = $2",
+            &[&shared.slot(), &own],
+        )
+        .await
+        .map_err(query_error)?;
+    if !ended.is_empty() {
+        tracing::info!(
+            process = own,
+            "ended the server's process of a connection that was given up"
+        );
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -30,6 +30,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use caudal_model::{ChangeBuffer, Error, Kind, Position, Result, TableName};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use tokio::task::JoinHandle;
 
 type Lookup = JoinHandle<Result<Answer>>;
@@ -71,13 +72,16 @@ impl PostgresTail {
         for table in tables {
             decoder.track(table)?;
         }
-        let stream = slot::retry_while_active(|| async {
+        let stream = slot::retry_while_active(&shared, || async {
             let connection = ReplicationConnection::open(&shared)
                 .await
                 .map_err(|e| (String::new(), e))?;
-            connection
+            let process = connection.server_process;
+            let stream = connection
                 .start(&shared.slot(), &shared.publication(), from)
-                .await
+                .await?;
+            shared.walsender.store(process, Ordering::Relaxed);
+            Ok(stream)
         })
         .await?;
         Ok(PostgresTail {
