@@ -186,7 +186,9 @@ async fn parts(config: &Config, board: StatusBoard) -> Result<Parts> {
     let opened = RocksStore::open(&config.stream.state_dir, &config.stream.name)?;
     let source = source(config)?;
     let store = store(config).await?;
+    let again = config.clone();
     Ok(Parts {
+        reread_source: Some(Box::new(move || self::source(&again))),
         log: Arc::new(log(config, &store)),
         source,
         checkpoints: Box::new(opened.store),

@@ -41,10 +41,15 @@ use tokio_util::sync::CancellationToken;
 /// that a service manager is promised.
 const STOP_WITHIN: Duration = Duration::from_secs(8);
 
+/// See [`Parts::reread_source`].
+pub type RereadSource = Box<dyn Fn() -> Result<Arc<dyn Source>> + Send + Sync>;
+
 /// What a stream is made of.
 pub struct Parts {
     /// The database.
     pub source: Arc<dyn Source>,
+    /// Makes the source anew, with its secrets read again; `None` where they cannot change.
+    pub reread_source: Option<RereadSource>,
     /// The lake.
     pub log: Arc<CommitLog>,
     /// The local cache.
@@ -138,6 +143,7 @@ pub async fn run(mut parts: Parts, goal: &Goal, shutdown: &CancellationToken) ->
         until_caught_up: goal.until_caught_up,
         staging: None,
         cleaning: None,
+        refused_since: None,
     };
     let builder = backoff(parts.settings.first_pause);
     parts.board.set_stall_after(parts.settings.stall_after);
@@ -154,20 +160,21 @@ pub async fn run(mut parts: Parts, goal: &Goal, shutdown: &CancellationToken) ->
             }
             Err(e) => e,
         };
+        // What worked for a while, or got something done, begins with the shortest pause again.
+        let advanced = epoch > 0 && parts.board.report().epoch > epoch;
+        if began.elapsed() > LONGEST_PAUSE || advanced {
+            run.refused_since = None;
+            pauses = builder.build();
+        }
         metrics::error(&error);
-        if error.class() != Class::Retryable {
+        if error.class() != Class::Retryable && !run.may_be_rotated(&mut parts, &error) {
             if error.kind() == Kind::Fenced {
                 run.leave_nothing(&parts).await;
             }
             parts.board.set_state(StreamState::Failed);
             return Err(error);
         }
-        // What worked for a while, or got something done, begins with the shortest pause again.
-        let advanced = epoch > 0 && parts.board.report().epoch > epoch;
-        if began.elapsed() > LONGEST_PAUSE || advanced {
-            pauses = builder.build();
-        }
-        let pause = pauses.next().unwrap_or(Duration::from_secs(60));
+        let pause = pauses.next().unwrap_or(LONGEST_PAUSE);
         tracing::warn!(%error, hint = error.hint_text(), ?pause, "trying again");
         parts.board.set_retrying(error.to_string());
         parts.board.set_state(StreamState::Starting);
@@ -183,10 +190,13 @@ pub async fn run(mut parts: Parts, goal: &Goal, shutdown: &CancellationToken) ->
     }
 }
 
-/// The longest pause between attempts, but for its jitter.
-const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// The longest pause between attempts, without its jitter.
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// How long a login may be refused that had worked before: a password that is being changed
+/// reaches the server and the agent at different moments.
+const ROTATION: Duration = Duration::from_secs(600);
 
-/// Pauses that double from `first` to a minute, each lengthened by a random part of itself:
+/// Pauses that double from `first` to half a minute, each lengthened by a random part of itself:
 /// agents that lost the same server do not come back in step.
 fn backoff(first: Duration) -> ExponentialBuilder {
     ExponentialBuilder::default()
@@ -209,9 +219,32 @@ struct Run {
     /// Set once the process has its generation.
     staging: Option<(Arc<Staging>, u64)>,
     cleaning: Option<tokio::task::JoinHandle<()>>,
+    /// Since when something is refused that had been granted.
+    refused_since: Option<Instant>,
 }
 
 impl Run {
+    /// Whether the refusal may be of a password that has changed since it was read: then
+    /// the source is made anew with what the secret says now.
+    fn may_be_rotated(&mut self, parts: &mut Parts, error: &Error) -> bool {
+        let Some(reread) = &parts.reread_source else {
+            return false;
+        };
+        // Before it has ever worked, waiting does not mend it.
+        if error.kind() != Kind::Prerequisite || self.staging.is_none() {
+            return false;
+        }
+        let since = *self.refused_since.get_or_insert_with(Instant::now);
+        if since.elapsed() > ROTATION {
+            return false;
+        }
+        match reread() {
+            Ok(source) => parts.source = source,
+            Err(error) => tracing::warn!(%error, "the source's secrets cannot be read again"),
+        }
+        true
+    }
+
     async fn attempt_or_stop(
         &mut self,
         parts: &mut Parts,
@@ -608,7 +641,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pauses_double_to_a_minute_with_jitter() {
+    fn pauses_double_to_half_a_minute_with_jitter() {
         let first = Duration::from_millis(500);
         let runs: Vec<Vec<Duration>> = (0..50)
             .map(|_| backoff(first).build().take(12).collect())

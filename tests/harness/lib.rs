@@ -10,6 +10,7 @@ use std::fmt;
 
 pub mod agent;
 pub mod cache;
+pub mod clock;
 pub mod databases;
 pub mod dialect;
 pub mod moto;

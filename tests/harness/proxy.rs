@@ -10,13 +10,14 @@ use crate::agent::Config;
 use crate::{Context, Failure, Result};
 use socket2::SockRef;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 /// What becomes of the bytes of one direction.
@@ -26,7 +27,7 @@ pub enum Traffic {
     Pass,
     /// They are held, and passed on once this ends.
     Stall,
-    /// They are passed on at this rate, bytes in a second of all connections each.
+    /// They are passed on at this rate, bytes in a second of all connections together.
     Slow(u64),
     /// Each piece is passed on after this time.
     Delay(Duration),
@@ -69,6 +70,8 @@ struct Shared {
     /// is reset; negative: any number.
     budget: [AtomicI64; 2],
     passed: [AtomicU64; 2],
+    /// When the line is free for the next bytes, where it is slow.
+    free: [Mutex<Instant>; 2],
     open: AtomicU64,
     accepted: AtomicU64,
     cut: AtomicU64,
@@ -98,6 +101,7 @@ impl Proxy {
             rules,
             budget: [AtomicI64::new(-1), AtomicI64::new(-1)],
             passed: Default::default(),
+            free: [Mutex::new(Instant::now()), Mutex::new(Instant::now())],
             open: AtomicU64::new(0),
             accepted: AtomicU64::new(0),
             cut: AtomicU64::new(0),
@@ -330,7 +334,14 @@ async fn carry(
         match traffic {
             Traffic::Delay(time) => tokio::time::sleep(time).await,
             Traffic::Slow(rate) => {
-                tokio::time::sleep(Duration::from_secs_f64(n as f64 / rate.max(1) as f64)).await;
+                let takes = Duration::from_secs_f64(n as f64 / rate.max(1) as f64);
+                let turn = {
+                    let free = &shared.free[direction as usize];
+                    let mut free = free.lock().unwrap_or_else(|e| e.into_inner());
+                    *free = (*free).max(Instant::now()) + takes;
+                    *free
+                };
+                tokio::time::sleep_until(turn).await;
             }
             Traffic::Pass | Traffic::Stall => {}
         }

@@ -288,6 +288,7 @@ impl Life {
         Parts {
             source: Arc::new(self.script.clone()),
             log: Arc::new(CommitLog::new(store, "sim")),
+            reread_source: None,
             checkpoints: Box::new(checkpoints),
             settings: Settings {
                 mode: SnapshotMode::Initial,

@@ -58,11 +58,15 @@ async fn cut_in_the_middle_of_frames(t: &Trial) -> Result<()> {
         } else {
             60_000
         };
+        let epoch = running.status().await?.epoch;
         proxy.cut_after(direction, random.random_range(1..most));
         eventually("a connection was cut", async || {
             Ok((proxy.resets() > round).then_some(()))
         })
         .await?;
+        running
+            .wait_for_status("it goes on", |s| s.epoch > epoch + 1)
+            .await?;
     }
     load.stop().await?;
     running.wait_until_live().await?;

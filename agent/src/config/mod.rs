@@ -168,6 +168,7 @@ impl Config {
             region: s.region.clone(),
             path_style: s.path_style.unwrap_or(s.endpoint.is_some()),
             sse_kms_key_id: s.sse_kms_key_id.clone(),
+            read_timeout: Some(s.read_timeout),
         }
     }
 

@@ -98,6 +98,11 @@ fn source(c: &mut Checker<'_>) {
         "must be 100ms or more",
     );
     c.refuse_if(
+        c.config.sink.read_timeout < Duration::from_secs(1),
+        "sink.read_timeout",
+        "must be 1s or more",
+    );
+    c.refuse_if(
         c.config.stream.stall_after < Duration::from_secs(1),
         "stream.stall_after",
         "must be 1s or more",

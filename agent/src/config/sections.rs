@@ -357,6 +357,11 @@ pub struct SinkSection {
     /// s3: KMS key that encrypts the objects.
     #[serde(default)]
     pub sse_kms_key_id: Option<String>,
+    /// s3: how long the store may be silent before a request is repeated. One attempt may take
+    /// four times as long, and a request with its repetitions ten times.
+    #[serde(default = "half_a_minute", with = "units::duration")]
+    #[schemars(with = "DurationText")]
+    pub read_timeout: Duration,
     /// Width of the `_date=` folders.
     #[serde(default)]
     pub partition: Partition,
@@ -371,6 +376,10 @@ pub struct SinkSection {
     #[serde(default = "thirty_days", with = "units::duration")]
     #[schemars(with = "DurationText")]
     pub retain_changes: Duration,
+}
+
+fn half_a_minute() -> Duration {
+    Duration::from_secs(30)
 }
 
 fn quarter_gigabyte() -> u64 {

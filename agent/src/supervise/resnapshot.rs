@@ -44,6 +44,7 @@ pub async fn resnapshot(
         until_caught_up: false,
         staging: None,
         cleaning: None,
+        refused_since: None,
     };
     let (mut state, staging, generation) = run.take_over(&mut parts, state, head).await?;
     let names: Vec<TableName> = chosen.iter().map(|t| t.table.clone()).collect();
