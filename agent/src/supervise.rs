@@ -169,6 +169,11 @@ pub async fn run(mut parts: Parts, goal: &Goal, shutdown: &CancellationToken) ->
         metrics::error(&error);
         if error.class() != Class::Retryable && !run.may_be_rotated(&mut parts, &error) {
             if error.kind() == Kind::Fenced {
+                // Every number that this generation could take is taken: the log tells which
+                // commits of its stand, also of the one that failed.
+                if let Some((staging, _)) = &run.staging {
+                    staging.set_in_doubt(false);
+                }
                 run.leave_nothing(&parts).await;
             }
             parts.board.set_state(StreamState::Failed);

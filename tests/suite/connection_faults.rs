@@ -46,6 +46,7 @@ async fn cut_in_the_middle_of_frames(t: &Trial) -> Result<()> {
         .set("snapshot.max_source_rows_per_second", 4_000);
     let load = Load::start(&t.source, 2, 11).await?;
     let mut running = agent.spawn()?;
+    running.wait_for_status("it has begun", |_| true).await?;
     let mut random = StdRng::seed_from_u64(11);
     for round in 0..10u64 {
         let direction = if round % 3 == 2 {
@@ -151,11 +152,15 @@ async fn refused_and_ended_for_a_while(t: &Trial) -> Result<()> {
 async fn slow(t: &Trial) -> Result<()> {
     load::prepare(&t.source, 3_000).await?;
     let (agent, proxy) = behind_a_proxy(t)?;
-    proxy.set_one(Direction::Down, Traffic::Slow(400_000));
+    proxy.set_one(Direction::Down, Traffic::Slow(150_000));
     let load = Load::start(&t.source, 1, 14).await?;
+    eventually("some transactions", async || {
+        Ok((load.done() > 200).then_some(()))
+    })
+    .await?;
+    load.stop().await?;
     let mut running = agent.spawn()?;
     running.wait_until_live().await?;
-    load.stop().await?;
     running.sigterm().await?.expect(0)?;
     assert!(
         !running_again(&agent),

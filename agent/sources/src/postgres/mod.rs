@@ -50,6 +50,8 @@ pub(crate) struct Shared {
     pub(crate) names: names::Names,
     /// The server process that reads the log for this agent, or did.
     pub(crate) walsender: std::sync::atomic::AtomicI32,
+    /// The server's time when this agent first opened the log, as text.
+    pub(crate) began: std::sync::OnceLock<String>,
     /// One connection for questions, opened when it is first needed.
     control: tokio::sync::Mutex<Option<Arc<Client>>>,
 }
@@ -107,6 +109,7 @@ impl PostgresSource {
             bases: replica::Bases::default(),
             names: names::Names::default(),
             walsender: std::sync::atomic::AtomicI32::new(0),
+            began: std::sync::OnceLock::new(),
             control: tokio::sync::Mutex::new(None),
         };
         slot::validate_name(&shared.slot())?;

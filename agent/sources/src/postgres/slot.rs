@@ -574,7 +574,8 @@ where
                         "is another agent of this stream running? otherwise the server will notice soon that the old connection is gone",
                     ));
                 }
-                end_own_walsender(shared).await?;
+                let older_too = started.elapsed() > Duration::from_secs(1);
+                end_walsender(shared, older_too).await?;
                 tokio::time::sleep(Duration::from_millis(250)).await;
             }
             Err((_, e)) => return Err(e.context("starting replication")),
@@ -582,28 +583,44 @@ where
     }
 }
 
-/// Ends the server's process that read the slot for this agent over a connection that was
-/// given up: the server itself would notice only after `wal_sender_timeout`. Nobody else's.
-async fn end_own_walsender(shared: &Shared) -> Result<()> {
+/// Ends the server's process that reads the slot, which the server itself would notice to be
+/// without a reader only after `wal_sender_timeout`: one of this agent, over a connection that
+/// was given up; and, where it has not ended by itself, one that is older than this agent. Its
+/// agent was fenced before the log was opened here, but may be paused or cut off. One that
+/// came later is left alone: it may have fenced this one.
+async fn end_walsender(shared: &Shared, older_too: bool) -> Result<()> {
     let own = shared.walsender.load(std::sync::atomic::Ordering::Relaxed);
-    if own == 0 {
-        return Ok(());
-    }
+    let began = shared.began.get().filter(|_| older_too);
     let ended = shared
         .control()
         .await?
         .query(
-            "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots
-              WHERE slot_name = $1 AND active_pid = $2",
-            &[&shared.slot(), &own],
+            "SELECT a.pid, pg_terminate_backend(a.pid)
+               FROM pg_replication_slots s JOIN pg_stat_activity a ON a.pid = s.active_pid
+              WHERE s.slot_name = $1 AND (a.pid = $2 OR a.backend_start < $3::text::timestamptz)",
+            &[&shared.slot(), &own, &began],
         )
         .await
         .map_err(query_error)?;
-    if !ended.is_empty() {
-        tracing::info!(
-            process = own,
-            "ended the server's process of a connection that was given up"
+    for row in ended {
+        let process: i32 = row.get(0);
+        tracing::warn!(
+            process,
+            "ended the server's process that held the slot for an earlier connection"
         );
+    }
+    Ok(())
+}
+
+/// The server's time when this agent first asked.
+pub(super) async fn note_beginning(shared: &Shared, client: &Client) -> Result<()> {
+    if shared.began.get().is_none() {
+        let row = client
+            .query_one("SELECT clock_timestamp()::text", &[])
+            .await;
+        let now: String = row.map_err(query_error)?.get(0);
+        // Whoever was first is right.
+        let _ = shared.began.set(now);
     }
     Ok(())
 }

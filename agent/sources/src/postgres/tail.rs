@@ -63,6 +63,7 @@ impl PostgresTail {
     ) -> Result<Self> {
         let from = Lsn::of(from)?;
         let control = shared.control().await?;
+        slot::note_beginning(&shared, &control).await?;
         slot::require(&control, &shared, from).await?;
         let (snapshot, _) = Snapshot::take(&control).await?;
         let staging = Staging::open(&shared.options.spill_dir, shared.options.staging_bytes)?;
