@@ -358,7 +358,8 @@ pub struct SinkSection {
     #[serde(default)]
     pub sse_kms_key_id: Option<String>,
     /// s3: how long the store may be silent before a request is repeated. One attempt may take
-    /// four times as long, and a request with its repetitions ten times.
+    /// four times as long, and a request with its repetitions ten times; an upload has the time
+    /// of a line of 64 KiB/s besides.
     #[serde(default = "half_a_minute", with = "units::duration")]
     #[schemars(with = "DurationText")]
     pub read_timeout: Duration,

@@ -26,7 +26,8 @@ pub struct StoreOptions {
     /// Encrypts objects with this key of AWS KMS; the bucket's own default if absent.
     pub sse_kms_key_id: Option<String>,
     /// How long the store may be silent before a request is repeated; 30 s if absent. One
-    /// attempt may take four times as long, and with its repetitions a request ten times.
+    /// attempt may take four times as long, and with its repetitions a request ten times; one
+    /// that uploads has the time of a slow line besides.
     pub read_timeout: Option<Duration>,
 }
 

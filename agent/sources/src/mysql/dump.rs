@@ -23,6 +23,8 @@ const WINDOW: usize = 16 << 20;
 const BLOCK: usize = 256 << 10;
 /// Between heartbeats of an idle server, at most.
 const HEARTBEAT: Duration = Duration::from_secs(5);
+/// How long the server tries to send to a reader that takes nothing.
+const WRITE_WITHIN: Duration = Duration::from_secs(300);
 /// An idle connection without them is dead.
 const SILENCE: Duration = Duration::from_secs(60);
 
@@ -101,6 +103,17 @@ async fn prepare_session(c: &mut Connection, server: &Server, from: &Place) -> R
         "SET @master_binlog_checksum = 'CRC32', @source_binlog_checksum = 'CRC32'".to_owned(),
         format!("SET @slave_uuid = '{uuid}', @replica_uuid = '{uuid}'"),
     ];
+    // MariaDB lets a new reader of the same server id wait until the old one's write has failed:
+    // a half-open connection must not hold the log for longer than this. One that is kept
+    // waiting by a slow store for so long begins anew at its last commit.
+    let most = server
+        .options
+        .read_timeout
+        .clamp(Duration::from_secs(1), WRITE_WITHIN);
+    sets.push(format!(
+        "SET SESSION net_write_timeout = {}",
+        most.as_secs()
+    ));
     if let Place::Domains(list) = from {
         sets.push("SET @mariadb_slave_capability = 4".to_owned());
         sets.push(format!(

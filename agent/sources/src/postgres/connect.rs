@@ -69,6 +69,16 @@ impl Client {
         self.within(self.inner.query_one(sql, with)).await
     }
 
+    /// [`Self::query_one`] of what the server may rightly take any time for: the caller sees to
+    /// it that the server is still there.
+    pub async fn query_one_at_leisure(
+        &self,
+        sql: &str,
+        with: &[&(dyn ToSql + Sync)],
+    ) -> Answer<Row> {
+        self.inner.query_one(sql, with).await
+    }
+
     /// [`tokio_postgres::Client::query_opt`]
     pub async fn query_opt(&self, sql: &str, with: &[&(dyn ToSql + Sync)]) -> Answer<Option<Row>> {
         self.within(self.inner.query_opt(sql, with)).await

@@ -121,7 +121,7 @@ async fn create(shared: &Shared) -> Result<Position> {
     let name = shared.slot();
     let create = async {
         client
-            .query_one(
+            .query_one_at_leisure(
                 "SELECT lsn::text FROM pg_create_logical_replication_slot($1, 'pgoutput')",
                 &[&name],
             )
@@ -132,10 +132,14 @@ async fn create(shared: &Shared) -> Result<Position> {
     let row = loop {
         match tokio::time::timeout(Duration::from_secs(10), &mut create).await {
             Ok(row) => break row,
-            Err(_) => tracing::warn!(
-                waited_seconds = started.elapsed().as_secs(),
-                "creating the slot waits for transactions that were running before it"
-            ),
+            Err(_) => {
+                tracing::warn!(
+                    waited_seconds = started.elapsed().as_secs(),
+                    "creating the slot waits for transactions that were running before it"
+                );
+                // The answer may take hours; whether the server is there does not.
+                connect::connect(shared).await?;
+            }
         }
     };
     let row = row.map_err(|e| {
@@ -150,6 +154,11 @@ async fn create(shared: &Shared) -> Result<Position> {
                         ident(&shared.options.user),
                         slot_sql(&name)
                     ))
+            }
+            // Another agent of the stream was faster; which of the two goes on, the lake decides.
+            "42710" => {
+                Error::retryable(Kind::Source, format!("the slot {name} was made meanwhile"))
+                    .caused_by(error)
             }
             _ => error.context(format!("creating the slot {name}")),
         }

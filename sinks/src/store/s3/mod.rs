@@ -31,6 +31,10 @@ use tokio::sync::Semaphore;
 const PAGE: usize = 1000;
 /// Parts in flight of all uploads together: with 8 MiB parts, 64 MiB of memory (INV-9).
 const PARTS_IN_FLIGHT: usize = 8;
+/// How long the store may be silent, if nothing else is said.
+const SILENCE: Duration = Duration::from_secs(30);
+/// Bytes that reach the slowest store in a second, all parts in flight together.
+const SLOWEST_LINE: u64 = 64 << 10;
 /// Attempts where S3 says that a rival's conditional PUT is still running.
 const CONFLICT_ATTEMPTS: u32 = 6;
 
@@ -84,14 +88,13 @@ impl S3Store {
 
 /// A client with credentials that are resolved when it first needs them.
 async fn connect(options: &StoreOptions) -> Client {
-    let silence = options.read_timeout.unwrap_or(Duration::from_secs(30));
+    let silence = options.read_timeout.unwrap_or(SILENCE);
     let mut loader = aws_config::defaults(BehaviorVersion::latest())
         .retry_config(RetryConfig::standard().with_max_attempts(4))
         .timeout_config(
             TimeoutConfig::builder()
                 .connect_timeout(Duration::from_secs(5))
                 .read_timeout(silence)
-                // Of 30 s: a part of 8 MiB at 70 KiB/s.
                 .operation_attempt_timeout(silence * 4)
                 .operation_timeout(silence * 10)
                 .build(),
@@ -123,6 +126,21 @@ impl Inner {
         let fresh = connect(&self.options).await;
         *self.client.write().unwrap_or_else(PoisonError::into_inner) = fresh.clone();
         fresh
+    }
+
+    /// The time limits of a request with a body, which all parts in flight share the line with:
+    /// the SDK's limit for an answer begins before the body is sent.
+    fn limits(&self, bytes: usize) -> aws_sdk_s3::config::Builder {
+        let silence = self.options.read_timeout.unwrap_or(SILENCE);
+        let share = bytes.saturating_mul(PARTS_IN_FLIGHT) as u64;
+        let attempt = silence + Duration::from_secs(share / SLOWEST_LINE);
+        aws_sdk_s3::config::Builder::new().timeout_config(
+            TimeoutConfig::builder()
+                .read_timeout(attempt)
+                .operation_attempt_timeout(attempt + silence)
+                .operation_timeout((attempt + silence) * 4)
+                .build(),
+        )
     }
 
     /// The error of a request. Credentials that were good and are refused may have been

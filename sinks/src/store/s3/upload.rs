@@ -92,6 +92,7 @@ impl S3Upload {
             self.done.push(landed(joined)?);
         }
         let (inner, key, number) = (self.inner.clone(), self.key.clone(), self.next_part);
+        let limits = inner.limits(body.len());
         self.next_part += 1;
         self.flying.spawn(async move {
             let _permit = permit;
@@ -105,6 +106,8 @@ impl S3Upload {
                 .part_number(number)
                 .checksum_algorithm(ChecksumAlgorithm::Crc32)
                 .body(body.into())
+                .customize()
+                .config_override(limits)
                 .send()
                 .await
                 .map_err(|e| inner.failed("upload", &key, e))?;
@@ -118,6 +121,7 @@ impl S3Upload {
     }
 
     async fn put_whole(self: Box<Self>) -> Result<()> {
+        let limits = self.inner.limits(self.buffer.len());
         let (encryption, kms_key) = self.inner.encryption();
         self.inner
             .client()
@@ -128,6 +132,8 @@ impl S3Upload {
             .set_server_side_encryption(encryption)
             .set_ssekms_key_id(kms_key)
             .body(self.buffer.freeze().into())
+            .customize()
+            .config_override(limits)
             .send()
             .await
             .map_err(|e| self.inner.failed("write", &self.key, e))?;
