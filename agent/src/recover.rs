@@ -70,6 +70,7 @@ pub fn genesis(through: StreamPoint) -> Checkpoint {
         epoch: 0,
         generation: 0,
         through,
+        server: None,
         tables: Vec::new(),
     }
 }
@@ -80,6 +81,7 @@ pub fn from_state(entry: &LogEntry) -> Option<Checkpoint> {
         epoch: entry.epoch,
         generation: entry.generation,
         through: entry.through.clone(),
+        server: entry.server.clone(),
         tables: entry.state.clone()?,
     })
 }
@@ -113,6 +115,9 @@ pub fn apply(state: &mut Checkpoint, entry: &LogEntry) -> Result<Vec<usize>> {
     state.epoch = entry.epoch;
     state.generation = entry.generation;
     state.through = entry.through.clone();
+    if entry.server.is_some() {
+        state.server.clone_from(&entry.server);
+    }
     if let Some(tables) = &entry.state {
         state.tables = tables.clone();
     }
@@ -247,6 +252,7 @@ mod tests {
             agent: String::new(),
             tables: Vec::new(),
             staged_from: epoch,
+            server: None,
             state: None,
         }
     }
@@ -259,6 +265,7 @@ mod tests {
             epoch: 1,
             generation: 1,
             through: point("a", 0),
+            server: None,
             tables: vec![],
         };
         let resume = plan_resume(Some(&e2), Some(good.clone()), Some(&e1)).unwrap();
@@ -296,6 +303,7 @@ mod tests {
             epoch: 1,
             generation: 1,
             through: point("a", 3),
+            server: None,
             tables: vec![],
         };
         let gap = entry(3, 1, point("a", 3), point("b", 4));

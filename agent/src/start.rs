@@ -102,7 +102,7 @@ fn settings(config: &Config) -> Result<Settings> {
     let bytes = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
     let workers = (config.snapshot.workers as usize).max(1);
     let memory = bytes(config.commit.memory);
-    let held_bytes = (memory / (4 * workers)).clamp(2 << 20, 64 << 20);
+    let held_bytes = (memory / (6 * workers)).clamp(2 << 20, 64 << 20);
     Ok(Settings {
         mode: match config.snapshot.mode {
             config::SnapshotMode::Initial => SnapshotMode::Initial,
@@ -128,7 +128,7 @@ fn settings(config: &Config) -> Result<Settings> {
         max_bytes: bytes(config.commit.max_bytes),
         buffer_bytes: (memory / 16).clamp(1 << 20, 32 << 20),
         chunks: chunk_sizes(config),
-        worker_buffer_bytes: (memory / (16 * workers)).clamp(1 << 20, 16 << 20),
+        worker_buffer_bytes: (memory / (32 * workers)).clamp(1 << 20, 16 << 20),
         tick: Duration::from_millis(50),
         copy_files: FileLimits {
             file_bytes: bytes(config.sink.target_file_size),

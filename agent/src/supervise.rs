@@ -28,7 +28,7 @@ use caudal_model::{
     Checkpoint, Class, Error, Kind, Position, Result, Rules, Severity, StreamPoint, TableName,
     TableSchema, TableState,
 };
-use caudal_sinks::{CommitLog, FileId, Layout, LogEntry};
+use caudal_sinks::{Carried, CommitLog, FileId, Layout, LogEntry};
 use caudal_sources::{DiscoveredTable, Source};
 use futures::{StreamExt, TryStreamExt};
 use std::collections::{HashMap, HashSet};
@@ -276,17 +276,22 @@ impl Run {
             self.until.caught_up = Some(parts.source.current_position().await?);
         }
         let (state, head) = recover_state(parts).await?;
-        let (state, staging, generation) = match &self.staging {
-            Some((staging, generation)) => {
-                self.refuse_foreign(&head, *generation)?;
-                self.delete_own_garbage(parts, staging, &head).await;
-                (
-                    state.ok_or_else(|| lost_log(&parts.log))?,
-                    staging.clone(),
-                    *generation,
-                )
+        if let Some((staging, generation)) = &self.staging {
+            self.refuse_foreign(&head, *generation)?;
+            self.delete_own_garbage(parts, staging, &head).await;
+            if state.is_none() {
+                return Err(lost_log(&parts.log));
             }
-            None => self.take_over(parts, state, head).await?,
+        }
+        let server = server_now(parts, state.as_ref()).await?;
+        let (state, staging, generation) = match (&self.staging, state) {
+            (Some((staging, generation)), Some(state))
+                if state.server.as_ref() == Some(&server) =>
+            {
+                (state, staging.clone(), *generation)
+            }
+            // Where another server goes on, a generation begins, whose fence says so.
+            (_, state) => self.take_over(parts, state, head, server).await?,
         };
         let recovered = load_schemas(parts, state).await?;
         let outcome = Pipeline::new(parts, staging, generation, recovered)
@@ -305,6 +310,7 @@ impl Run {
         parts: &mut Parts,
         state: Option<Checkpoint>,
         head: Option<LogEntry>,
+        server: String,
     ) -> Result<(Checkpoint, Arc<Staging>, u64)> {
         let found = parts.discover().await?;
         if state.is_none() {
@@ -333,13 +339,17 @@ impl Run {
                 for entry in newer {
                     recover::apply(&mut state, entry)?;
                 }
-                Ok(Some(state.tables.clone()))
+                Ok(Carried {
+                    server: Some(server.clone()),
+                    state: Some(state.tables.clone()),
+                })
             })
             .await?;
         parts.crash.reach(crash::FENCED)?;
         let generation = fence.generation();
         state.epoch = fence.epoch();
         state.generation = generation;
+        state.server = Some(server);
         parts.checkpoints.replace(&state)?;
         remove_uncommitted_schemas(&parts.log, &state, &found).await?;
         let staging = Staging::new(
@@ -351,6 +361,7 @@ impl Run {
         let staging = Arc::new(staging);
         self.staging = Some((staging.clone(), generation));
         if head.is_some() {
+            self.finish_cleaning().await;
             let log = parts.log.clone();
             self.cleaning = Some(tokio::spawn(async move {
                 match log.remove_unreferenced().await {
@@ -493,6 +504,21 @@ async fn remove_uncommitted_schemas(
         .buffer_unordered(16)
         .try_collect::<()>()
         .await
+}
+
+/// Which server the source is now, and that the stream's position holds there.
+async fn server_now(parts: &Parts, state: Option<&Checkpoint>) -> Result<String> {
+    let Some((held, state)) = state.and_then(|s| Some((s.server.as_deref()?, s))) else {
+        return parts.source.identity().await;
+    };
+    let now = parts
+        .source
+        .recognize(held, &state.through.position)
+        .await?;
+    if now != held {
+        tracing::info!(before = held, now, "the stream goes on from another server");
+    }
+    Ok(now)
 }
 
 fn lost_log(log: &CommitLog) -> Error {

@@ -72,6 +72,8 @@ struct Head {
     epoch: u64,
     generation: u64,
     through: StreamPoint,
+    #[serde(default)]
+    server: Option<String>,
 }
 
 /// Why a database was not opened.
@@ -239,6 +241,7 @@ fn put_checkpoint(
         epoch: head.epoch,
         generation: head.generation,
         through,
+        server: head.server.clone(),
     };
     put(batch, keys::HEAD_KEY, &head)?;
     for t in tables {
@@ -257,11 +260,13 @@ impl CheckpointStore for RocksStore {
             epoch,
             generation,
             through,
+            server,
         } = head;
         Ok(Some(Checkpoint {
             epoch,
             generation,
             through,
+            server,
             tables,
         }))
     }

@@ -13,6 +13,7 @@ fn head(epoch: u64) -> Checkpoint {
         epoch,
         generation: 1,
         through,
+        server: Some(format!("server {}", epoch % 2)),
         tables: Vec::new(),
     }
 }

@@ -46,6 +46,10 @@ pub struct LogEntry {
     /// Every file of this generation that is named by a lower epoch is committed or
     /// does not exist: bounds the search for files that a dead generation left.
     pub staged_from: u64,
+    /// Which server's the positions are, in the source's own words: in a `fence`, and where
+    /// another server's begin.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub server: Option<String>,
     /// The progress of every table, in a `fence`: recovery reads no further back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub state: Option<Vec<TableProgress>>,

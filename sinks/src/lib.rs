@@ -21,7 +21,7 @@
 //! let start = StreamPoint { position: Position::new("0/0"), seq: 0 };
 //! // 2. Take the stream over: older generations can no longer commit. The closure sees the
 //! //    entries that an earlier owner commits meanwhile, and returns the tables' progress.
-//! let fence = log.fence(head.as_ref(), start, |_newer| Ok(None)).await?;
+//! let fence = log.fence(head.as_ref(), start, |_newer| Ok(Default::default())).await?;
 //! log.remove_unreferenced().await?;
 //!
 //! // 3. Files. Nothing that they hold exists before a commit names them.
@@ -62,7 +62,7 @@ pub mod work;
 
 pub use entry::{FileEntry, Kind as EntryKind, LogEntry, SnapshotEntry, TableEntry};
 pub use layout::{FileId, Layout, Partition};
-pub use log::{CommitLog, CommitReceipt, Removed};
+pub use log::{Carried, CommitLog, CommitReceipt, Removed};
 pub use parquet::{Codec, FileWriter, GroupWriter, PartitionBy, RowGroup, WriterOptions};
 pub use store::local::LocalStore;
 pub use store::memory::{Fault, MemoryStore, Operation, OperationKind, StoreHook};

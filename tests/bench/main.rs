@@ -34,6 +34,9 @@ struct Arguments {
     /// Rows of each backlog
     #[arg(long, default_value_t = 500_000)]
     backlog: u64,
+    /// Workers of the copies to measure, with commas
+    #[arg(long, value_delimiter = ',', default_values_t = [1, 2, 4])]
+    workers: Vec<u32>,
     /// Sources, with commas: postgres, mysql
     #[arg(long, value_delimiter = ',', default_values_t = ["postgres".to_owned(), "mysql".to_owned()])]
     only: Vec<String>,
@@ -128,7 +131,7 @@ async fn one_source(source: &Source, arguments: &Arguments, began: Instant) -> R
     let directory = tempfile::Builder::new().prefix("caudal-bench-").tempdir()?;
     Ok(json!({
         "version": source.version().to_string(),
-        "snapshot": snapshot(source, arguments.scale, directory.path(), began).await?,
+        "snapshot": snapshot(source, arguments, directory.path(), began).await?,
         "backlog_of_single_rows": backlog(source, arguments.backlog, 1, directory.path(), began).await?,
         "backlog_of_thousands": backlog(source, arguments.backlog, BATCH, directory.path(), began).await?,
     }))
@@ -170,10 +173,17 @@ fn beside(rows: u64, caudal: Figures, yardstick: Figures, command: &str) -> Valu
     })
 }
 
-async fn snapshot(source: &Source, scale: f64, directory: &Path, began: Instant) -> Result<Value> {
+/// A copy with each number of workers, each right after a reading of the yardstick.
+async fn snapshot(
+    source: &Source,
+    arguments: &Arguments,
+    directory: &Path,
+    began: Instant,
+) -> Result<Vec<Value>> {
     let Some(table) = tpch::TABLES.iter().find(|t| t.name == "lineitem") else {
         bail!("TPC-H has a table lineitem");
     };
+    let scale = arguments.scale;
     progress(began, &format!("loading lineitem at scale {scale}"));
     let mut session = source.session().await?;
     let rows = tpch::load(&mut session, table, scale).await?;
@@ -181,20 +191,33 @@ async fn snapshot(source: &Source, scale: f64, directory: &Path, began: Instant)
 
     progress(
         began,
-        &format!("{rows} rows; the yardstick, twice: the first one warms the caches"),
+        &format!("{rows} rows; the yardstick, unmeasured: it warms the caches"),
     );
     yardstick::read_table(source, table.name).await?;
-    let before = measure::server_cpu_seconds(pid);
-    let (raw, command) = yardstick::read_table(source, table.name).await?;
-    let raw = Figures::new(raw, rows, measure::server_cpu_seconds(pid) - before);
+    let mut measured = Vec::new();
+    for workers in &arguments.workers {
+        progress(began, "the yardstick");
+        let before = measure::server_cpu_seconds(pid);
+        let (raw, command) = yardstick::read_table(source, table.name).await?;
+        let raw = Figures::new(raw, rows, measure::server_cpu_seconds(pid) - before);
 
-    progress(began, "the snapshot");
-    let agent = agent(source, "snapshot", table.name, directory)?;
-    let before = measure::server_cpu_seconds(pid);
-    let taken = drain(&agent).await?;
-    let caudal = Figures::new(taken, rows, measure::server_cpu_seconds(pid) - before);
-    std::fs::remove_dir_all(agent.dir())?;
-    Ok(beside(rows, caudal, raw, &command))
+        progress(began, &format!("the snapshot, {workers} workers"));
+        let mut agent = agent(
+            source,
+            &format!("snapshot_{workers}"),
+            table.name,
+            directory,
+        )?;
+        agent.config.set("snapshot.workers", *workers);
+        let before = measure::server_cpu_seconds(pid);
+        let taken = drain(&agent).await?;
+        let caudal = Figures::new(taken, rows, measure::server_cpu_seconds(pid) - before);
+        std::fs::remove_dir_all(agent.dir())?;
+        let mut figures = beside(rows, caudal, raw, &command);
+        figures["workers"] = json!(workers);
+        measured.push(figures);
+    }
+    Ok(measured)
 }
 
 const LEDGER: &str = "id bigint NOT NULL, account integer NOT NULL, amount decimal(12,2) NOT NULL, \

@@ -16,6 +16,7 @@ pub mod dialect;
 pub mod moto;
 pub mod oracle;
 pub mod proxy;
+pub mod replica;
 pub mod s3;
 pub mod session;
 pub mod source;

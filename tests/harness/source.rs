@@ -83,6 +83,14 @@ impl Source {
         Ok(source)
     }
 
+    /// The same database on another server, which has it already.
+    pub fn also_on(&self, server: Arc<Server>) -> Source {
+        Source {
+            server,
+            database: self.database.clone(),
+        }
+    }
+
     /// The server.
     pub fn server(&self) -> &Server {
         &self.server

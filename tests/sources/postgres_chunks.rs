@@ -391,7 +391,7 @@ async fn a_standby_gives_what_the_base_shows(place: Place) {
     let mut admin = db.source.superuser().await.unwrap();
     run_each(&mut admin, &["GRANT pg_monitor TO cdc"]).await;
     let primary = db.source.server_handle();
-    let standby = tokio::task::spawn_blocking(move || primary.standby())
+    let standby = tokio::task::spawn_blocking(move || primary.standby(&[]))
         .await
         .unwrap()
         .unwrap();

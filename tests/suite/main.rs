@@ -12,6 +12,7 @@ mod backpressure;
 mod config_errors;
 mod connection_faults;
 mod crash_points;
+mod failover;
 mod fencing;
 mod health;
 mod huge_values;

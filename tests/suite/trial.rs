@@ -65,6 +65,15 @@ impl Trial {
         })
     }
 
+    /// The same trial, lake and state on another source.
+    pub fn with_source(&self, source: Source) -> Trial {
+        Trial {
+            source,
+            stream: self.stream.clone(),
+            dir: self.dir.clone(),
+        }
+    }
+
     /// The directory of a `file://` sink.
     pub fn lake(&self) -> PathBuf {
         self.dir.join("lake")

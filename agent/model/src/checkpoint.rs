@@ -113,6 +113,10 @@ pub struct Checkpoint {
     pub generation: u64,
     /// How far that commit reaches.
     pub through: StreamPoint,
+    /// Which server's that position is, in the source's own words; unknown in the logs of
+    /// older versions.
+    #[serde(default)]
+    pub server: Option<String>,
     /// Every table of the stream.
     pub tables: Vec<TableProgress>,
 }

@@ -278,6 +278,17 @@ pub trait Source: Send + Sync {
     /// A position that covers everything committed when it is called.
     async fn current_position(&self) -> Result<Position>;
 
+    /// Which server and database this is, in a text that [`Source::recognize`] knows again:
+    /// a position means nothing on another.
+    async fn identity(&self) -> Result<String>;
+
+    /// [`Source::identity`], once it is sure that everything through `reached` has happened
+    /// on this server as it had on `held`, and nothing else: it is the same, or one that took
+    /// over from it (a standby that was promoted).
+    ///
+    /// Errors: [`caudal_model::Kind::PositionLost`] if it is not.
+    async fn recognize(&self, held: &str, reached: &Position) -> Result<String>;
+
     /// How far the source has got beyond `reached`.
     async fn progress(&self, reached: &Position) -> Result<SourceProgress>;
 

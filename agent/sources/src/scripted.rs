@@ -74,6 +74,7 @@ struct Database {
     visible: u64,
     acknowledged: u64,
     prepared: bool,
+    server: String,
     fault: Arc<FaultHook>,
 }
 
@@ -93,6 +94,7 @@ impl Script {
             visible: 0,
             acknowledged: 0,
             prepared: false,
+            server: "scripted".to_owned(),
             fault: Arc::new(|_| None),
         })))
     }
@@ -259,6 +261,20 @@ impl Source for Script {
     async fn current_position(&self) -> Result<Position> {
         self.fault("current_position")?;
         Ok(position(self.end()))
+    }
+
+    async fn identity(&self) -> Result<String> {
+        Ok(self.db().server.clone())
+    }
+
+    async fn recognize(&self, held: &str, _reached: &Position) -> Result<String> {
+        self.fault("recognize")?;
+        let now = self.identity().await?;
+        if now != held {
+            let text = format!("this is {now}, and the position is of {held}");
+            return Err(Error::fatal(Kind::PositionLost, text));
+        }
+        Ok(now)
     }
 
     async fn progress(&self, reached: &Position) -> Result<SourceProgress> {

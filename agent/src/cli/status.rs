@@ -251,6 +251,7 @@ mod tests {
                 position: Position::new("0/1A"),
                 seq: 7,
             },
+            server: None,
             tables: vec![good, broken],
         };
         let r = report(&config, Some(checkpoint), false);

@@ -444,6 +444,7 @@ impl Pipeline<'_> {
             format!("{subject}: {}", finding.reason),
         );
         let mend = finding.mend.clone().unwrap_or_default();
+        let mend = mend.trim_end_matches(';');
         let error = error.hint(format!("{mend}; then run `caudal resnapshot {}`", t.table));
         self.fail_table(&t.table, &error, epoch, tail);
     }

@@ -1,7 +1,7 @@
 //! New copies that are asked for while no agent runs: one commit says so, and the next run
 //! begins them.
 
-use super::{Parts, Run, Until, recover_state};
+use super::{Parts, Run, Until, recover_state, server_now};
 use crate::recover;
 use caudal_model::{Error, Kind, Result, Selection, TableName, TableProgress, TableState};
 use caudal_sinks::{EntryKind, SnapshotEntry, TableEntry};
@@ -46,7 +46,16 @@ pub async fn resnapshot(
         cleaning: None,
         refused_since: None,
     };
-    let (mut state, staging, generation) = run.take_over(&mut parts, state, head).await?;
+    // A stream of which nothing is kept may go on from any server: then what ends the tables
+    // says so, for until it stands the position is the old one's.
+    let (server, begins_on) = match &state {
+        Some(s) if everything => {
+            let now = parts.source.identity().await?;
+            (s.server.clone().unwrap_or_else(|| now.clone()), Some(now))
+        }
+        _ => (server_now(&parts, state.as_ref()).await?, None),
+    };
+    let (mut state, staging, generation) = run.take_over(&mut parts, state, head, server).await?;
     let names: Vec<TableName> = chosen.iter().map(|t| t.table.clone()).collect();
     let mut through = state.through.clone();
     if everything {
@@ -74,7 +83,7 @@ pub async fn resnapshot(
         entries.push(entry);
     }
     let epoch = state.epoch + 1;
-    let entry = parts.log.entry(
+    let mut entry = parts.log.entry(
         epoch,
         generation,
         EntryKind::Append,
@@ -83,6 +92,7 @@ pub async fn resnapshot(
         entries,
         staging.staged_from(epoch),
     );
+    entry.server = begins_on;
     let receipt = parts.log.commit(entry).await?;
     recover::apply(&mut state, receipt.entry())?;
     parts.checkpoints.replace(&state)?;

@@ -192,6 +192,7 @@ impl CommitLog {
             agent: concat!("caudal ", env!("CARGO_PKG_VERSION")).to_owned(),
             tables,
             staged_from: staged_from.min(uncleaned),
+            server: None,
             state: None,
         }
     }
@@ -244,7 +245,7 @@ impl CommitLog {
     ///
     /// `start` is where an empty log begins. `fold` is called before every attempt with
     /// the entries that others committed since the last one (first: none), and returns
-    /// the progress of all tables at that point, which the fence carries for recovery.
+    /// what the fence carries for recovery: the progress of all tables at that point.
     ///
     /// # Errors
     /// Those of the store and of `fold`.
@@ -252,14 +253,14 @@ impl CommitLog {
         &self,
         head: Option<&LogEntry>,
         start: StreamPoint,
-        mut fold: impl FnMut(&[LogEntry]) -> Result<Option<Vec<TableProgress>>> + Send,
+        mut fold: impl FnMut(&[LogEntry]) -> Result<Carried> + Send,
     ) -> Result<CommitReceipt> {
         use std::sync::atomic::Ordering;
         let mut state = self.state.lock().await;
         let mut head = head.cloned();
         let mut newer: Vec<LogEntry> = Vec::new();
         for _ in 0..FENCE_ATTEMPTS {
-            let progress = fold(&newer)?;
+            let carried = fold(&newer)?;
             let point = head.as_ref().map_or(&start, |h| &h.through).clone();
             let epoch = head.as_ref().map_or(0, |h| h.epoch) + 1;
             let generation = head.as_ref().map_or(0, |h| h.generation) + 1;
@@ -273,7 +274,7 @@ impl CommitLog {
                 Vec::new(),
                 staged_from,
             );
-            entry.state = progress;
+            (entry.server, entry.state) = (carried.server, carried.state);
             match self.place(&entry).await? {
                 Placed::Own => {
                     state.generation = Some(generation);
@@ -287,7 +288,7 @@ impl CommitLog {
                 Placed::Taken(other) => {
                     check::follows(head.as_ref(), &other)
                         .map_err(|what| self.corrupt(epoch, &what))?;
-                    newer = self.read_following(other).await?;
+                    newer = self.read_following(*other).await?;
                     head = newer.last().cloned();
                 }
             }
@@ -381,15 +382,25 @@ impl CommitLog {
         if there == bytes {
             return Ok(Placed::Own);
         }
-        Ok(Placed::Taken(read::parse(&key, entry.epoch, &there)?))
+        let taken = read::parse(&key, entry.epoch, &there)?;
+        Ok(Placed::Taken(Box::new(taken)))
     }
+}
+
+/// What a fence tells whoever recovers from it.
+#[derive(Debug, Clone, Default)]
+pub struct Carried {
+    /// See [`LogEntry::server`].
+    pub server: Option<String>,
+    /// See [`LogEntry::state`].
+    pub state: Option<Vec<TableProgress>>,
 }
 
 enum Placed {
     /// By this call, or by an attempt whose reply was lost.
     Own,
     /// By another, or by this writer with other contents.
-    Taken(LogEntry),
+    Taken(Box<LogEntry>),
 }
 
 fn fenced(ours: &LogEntry, theirs: &LogEntry) -> Error {

@@ -28,7 +28,7 @@ async fn owner(store: &MemoryStore, writer: &str) -> CommitLog {
     let log = log(store, writer);
     let head = log.head(None).await.unwrap();
     let _ = log
-        .fence(head.as_ref(), point("p0", 0), |_| Ok(None))
+        .fence(head.as_ref(), point("p0", 0), |_| Ok(Carried::default()))
         .await
         .unwrap();
     log
@@ -284,11 +284,15 @@ async fn inv_8_a_lost_reply_is_recognised() {
     // Of the fence; the store's own retry would see 412, here the caller's does.
     let lossy = faulty(&store, OperationKind::PutIfAbsent, Fault::LoseReply, 1);
     let log = CommitLog::new(Arc::new(lossy), "shop");
-    assert!(log.fence(None, point("p0", 0), |_| Ok(None)).await.is_err());
+    assert!(
+        log.fence(None, point("p0", 0), |_| Ok(Carried::default()))
+            .await
+            .is_err()
+    );
     let head = log.head(None).await.unwrap();
     assert_eq!(head.as_ref().map(|h| h.epoch), Some(1));
     let fence = log
-        .fence(head.as_ref(), point("p0", 0), |_| Ok(None))
+        .fence(head.as_ref(), point("p0", 0), |_| Ok(Carried::default()))
         .await
         .unwrap();
     assert_eq!((fence.epoch(), fence.generation()), (2, 2));
@@ -346,7 +350,10 @@ async fn a_fence_that_comes_second_folds_what_came_first() {
     let fence = second
         .fence(stale.as_ref(), point("unused", 0), |newer| {
             seen.push(newer.iter().map(|e| e.epoch).collect::<Vec<_>>());
-            Ok(Some(vec![TableProgress::pending(orders())]))
+            Ok(Carried {
+                server: Some("db1".to_owned()),
+                state: Some(vec![TableProgress::pending(orders())]),
+            })
         })
         .await
         .unwrap();
@@ -355,10 +362,9 @@ async fn a_fence_that_comes_second_folds_what_came_first() {
         (fence.epoch(), fence.generation(), fence.through()),
         (4, 2, &point("p10", 10))
     );
-    assert_eq!(
-        second.read(4).await.unwrap().unwrap().state.unwrap().len(),
-        1
-    );
+    let told = second.read(4).await.unwrap().unwrap();
+    assert_eq!(told.state.unwrap().len(), 1);
+    assert_eq!(told.server.unwrap(), "db1");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

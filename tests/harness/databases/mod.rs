@@ -204,8 +204,9 @@ impl Server {
         Self::launch(version, &settings, &base, lease, 0, Path::new(""))
     }
 
-    /// A standby of a PostgreSQL server, which streams its log and serves reads.
-    pub fn standby(&self) -> Result<Server> {
+    /// A standby of a PostgreSQL server, which streams its log and serves reads; `settings` come
+    /// behind the primary's.
+    pub fn standby(&self, settings: &[&str]) -> Result<Server> {
         let version = self.address.version;
         let base = base_dir()?;
         let lease = Lease::take(&base.join(format!(
@@ -229,9 +230,10 @@ impl Server {
             version,
         };
         postgres::back_up(&programs, &self.address, &address)?;
+        let own = settings.iter().map(|s| (*s).to_owned());
         let server = Server {
             address,
-            settings: self.settings.clone(),
+            settings: self.settings.iter().cloned().chain(own).collect(),
             child: Mutex::default(),
             lease,
         };

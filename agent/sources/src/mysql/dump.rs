@@ -9,7 +9,7 @@ use super::control::Ask;
 use super::decode::events::{self, changes_rows, kind};
 use super::decode::{Decoded, Input};
 use super::flavor::Flavor;
-use super::gtid::Place;
+use super::gtid::{Coordinate, Place};
 use super::wire::{Command, Connection, WireError, is_end_of_log, quote};
 use caudal_model::{Error, Kind, Result};
 use std::sync::Arc;
@@ -25,6 +25,10 @@ const BLOCK: usize = 256 << 10;
 const HEARTBEAT: Duration = Duration::from_secs(5);
 /// How long the server tries to send to a reader that takes nothing.
 const WRITE_WITHIN: Duration = Duration::from_secs(300);
+/// Ends the dump where the log ends, instead of waiting for more.
+const DUMP_NON_BLOCK: u16 = 1;
+/// The position is a set of GTIDs.
+const DUMP_THROUGH_GTID: u16 = 4;
 /// An idle connection without them is dead.
 const SILENCE: Duration = Duration::from_secs(60);
 
@@ -57,7 +61,7 @@ impl Dump {
         c.limit_packets(server.options.value_bytes, may_skip);
         c.limit_silence(SILENCE);
         prepare_session(&mut c, server, from).await?;
-        request(&mut c, server.server_id(), from).await?;
+        request(&mut c, server.server_id(), from, 0).await?;
         // A refusal comes in place of the first event.
         let first = c.read().await.map_err(|e| refused(e, from))?.to_vec();
         let (sender, blocks) = mpsc::channel(64);
@@ -128,7 +132,7 @@ async fn prepare_session(c: &mut Connection, server: &Server, from: &Place) -> R
     Ok(())
 }
 
-async fn request(c: &mut Connection, server_id: u32, from: &Place) -> Result<()> {
+async fn request(c: &mut Connection, server_id: u32, from: &Place, flags: u16) -> Result<()> {
     // Host, user and password of a replica are for display only: left empty.
     let mut body = server_id.to_le_bytes().to_vec();
     body.extend_from_slice(&[0; 3 + 2 + 4 + 4]);
@@ -137,8 +141,7 @@ async fn request(c: &mut Connection, server_id: u32, from: &Place) -> Result<()>
     let mut body = Vec::new();
     match from {
         Place::Gtids(set) => {
-            // BINLOG_THROUGH_GTID
-            body.extend_from_slice(&4u16.to_le_bytes());
+            body.extend_from_slice(&(flags | DUMP_THROUGH_GTID).to_le_bytes());
             body.extend_from_slice(&server_id.to_le_bytes());
             body.extend_from_slice(&0u32.to_le_bytes());
             body.extend_from_slice(&4u64.to_le_bytes());
@@ -156,7 +159,7 @@ async fn request(c: &mut Connection, server_id: u32, from: &Place) -> Result<()>
                 .hint("turn gtid_mode on")
             })?;
             body.extend_from_slice(&offset.to_le_bytes());
-            body.extend_from_slice(&0u16.to_le_bytes());
+            body.extend_from_slice(&flags.to_le_bytes());
             body.extend_from_slice(&server_id.to_le_bytes());
             body.extend_from_slice(at.file.as_bytes());
             c.command(Command::BinlogDump, &body).await?;
@@ -165,7 +168,7 @@ async fn request(c: &mut Connection, server_id: u32, from: &Place) -> Result<()>
             // The position is @slave_connect_state; flag 2 asks for annotate events,
             // which are of no use here.
             body.extend_from_slice(&4u32.to_le_bytes());
-            body.extend_from_slice(&0u16.to_le_bytes());
+            body.extend_from_slice(&flags.to_le_bytes());
             body.extend_from_slice(&server_id.to_le_bytes());
             c.command(Command::BinlogDump, &body).await?;
         }
@@ -173,8 +176,79 @@ async fn request(c: &mut Connection, server_id: u32, from: &Place) -> Result<()>
     Ok(())
 }
 
+/// Goes through the log from a file's beginning to its end of now, until `found` of an event's
+/// type and bytes has something to tell: the whole event of MariaDB's, else its body.
+pub(super) async fn scan(
+    server: &Arc<Server>,
+    file: &str,
+    mut found: impl FnMut(u8, &[u8]) -> Decoded<Option<String>>,
+) -> Result<Option<String>> {
+    let beginning = Place::File(Coordinate {
+        file: file.to_owned(),
+        offset: 4,
+    });
+    let mut c = server.connect().await?;
+    c.limit_packets(server.options.value_bytes, may_skip);
+    prepare_session(&mut c, server, &beginning).await?;
+    if server.flavor == Flavor::MariaDb {
+        // Without it the server leaves GTIDs out.
+        c.query("SET @mariadb_slave_capability = 4").await?;
+    }
+    request(&mut c, server.server_id(), &beginning, DUMP_NON_BLOCK).await?;
+    let (mut event, mut checksummed) = (Vec::new(), None);
+    loop {
+        let read = tokio::time::timeout(SILENCE, c.sized_packet()).await;
+        let (packet, oversized) = read.map_err(|_| silent())??;
+        if let Some(e) = refusal(packet, &beginning) {
+            return Err(e);
+        }
+        if is_end_of_log(packet) {
+            return Ok(None);
+        }
+        if oversized.is_some() {
+            continue;
+        }
+        event.clear();
+        append(&mut event, &mut checksummed, packet)?;
+        let event = event.get(4..).unwrap_or_default();
+        let (header, body) = events::header(event)?;
+        let bytes = if server.flavor == Flavor::MariaDb {
+            event
+        } else {
+            body
+        };
+        if let Some(found) = found(header.event_type, bytes)? {
+            return Ok(Some(found));
+        }
+    }
+}
+
+/// An error packet in place of an event.
+fn refusal(packet: &[u8], from: &Place) -> Option<Error> {
+    if packet.first() != Some(&0xff) {
+        return None;
+    }
+    let mut input = Input(packet.get(1..).unwrap_or_default());
+    let code = input.u16().unwrap_or(0);
+    let text = input.rest();
+    let text = if text.first() == Some(&b'#') {
+        text.get(6..)
+    } else {
+        Some(text)
+    };
+    let message = String::from_utf8_lossy(text.unwrap_or_default()).into_owned();
+    Some(refused(WireError::Server { code, message }, from))
+}
+
+fn silent() -> Error {
+    Error::retryable(
+        Kind::Source,
+        format!("the source has been silent for {} s", SILENCE.as_secs()),
+    )
+}
+
 /// Whether the source still has everything after the position, and has got to it at all.
-async fn check_position(c: &mut dyn Ask, from: &Place) -> Result<()> {
+pub(super) async fn check_position(c: &mut dyn Ask, from: &Place) -> Result<()> {
     let with_gtids = has_gtids(c).await?;
     match from {
         Place::Gtids(set) => {
@@ -214,8 +288,8 @@ fn lost(from: &Place, what: &str) -> Error {
         format!("the source no longer has position {from}: {what}"),
     )
     .hint(
-        "changes after the position are lost to this stream: run `caudal resnapshot` for every \
-             table, and keep the binary log longer (binlog_expire_logs_seconds)",
+        "changes after the position are lost to this stream: copy every table again, `caudal resnapshot '*.*'` \
+         and then `caudal run`; keep the binary log longer (binlog_expire_logs_seconds)",
     )
 }
 
@@ -292,17 +366,8 @@ impl Pump {
                 self.flush().await?;
             }
             let (packet, oversized) = self.connection.sized_packet().await?;
-            if packet.first() == Some(&0xff) {
-                let mut input = Input(packet.get(1..).unwrap_or_default());
-                let code = input.u16().unwrap_or(0);
-                let text = input.rest();
-                let text = if text.first() == Some(&b'#') {
-                    text.get(6..)
-                } else {
-                    Some(text)
-                };
-                let message = String::from_utf8_lossy(text.unwrap_or_default()).into_owned();
-                return Err(refused(WireError::Server { code, message }, &self.from));
+            if let Some(e) = refusal(packet, &self.from) {
+                return Err(e);
             }
             if is_end_of_log(packet) {
                 return Err(Error::retryable(Kind::Source, "the source ended the log"));

@@ -282,6 +282,11 @@ impl GtidList {
         self.domains.insert(g.domain, (g.server, g.seq));
     }
 
+    /// Forgets a domain.
+    pub fn remove(&mut self, domain: u32) {
+        self.domains.remove(&domain);
+    }
+
     /// Whether the domain has got to this GTID.
     pub fn contains(&self, g: MariaGtid) -> bool {
         self.domains

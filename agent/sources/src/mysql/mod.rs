@@ -24,6 +24,7 @@ pub mod decode;
 mod dump;
 pub mod flavor;
 pub mod gtid;
+mod identity;
 mod login;
 mod older;
 mod replica;
@@ -110,6 +111,14 @@ impl Source for MysqlSource {
     async fn current_position(&self) -> Result<Position> {
         let mut c = self.server.control().await?;
         Ok(current_place(&mut c).await?.position())
+    }
+
+    async fn identity(&self) -> Result<String> {
+        identity::identity(&self.server).await
+    }
+
+    async fn recognize(&self, held: &str, reached: &Position) -> Result<String> {
+        identity::recognize(&self.server, held, reached).await
     }
 
     async fn progress(&self, _reached: &Position) -> Result<SourceProgress> {

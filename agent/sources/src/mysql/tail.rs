@@ -403,7 +403,7 @@ impl MysqlTail {
                 Kind::PositionLost,
                 "the source reports that events are missing from its log (incident)",
             )
-            .hint("changes may be lost: run `caudal resnapshot` for every table")),
+            .hint("changes may be lost: run `caudal resnapshot '*.*'`")),
             kind::MARIA_START_ENCRYPTION
             | kind::STOP
             | kind::INTVAR

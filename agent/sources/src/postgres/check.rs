@@ -26,7 +26,7 @@ pub(super) async fn check(shared: &Shared) -> Result<Vec<Finding>> {
     found.extend(server.findings(shared));
     found.push(replication_finding(shared).await?);
     let Catalog { tables, left_out } = schema::catalog_tables(&client, shared).await?;
-    found.extend(slot_findings(&client, shared, &server).await?);
+    found.extend(slot_findings(&client, shared, &server, version).await?);
     found.extend(publication_findings(&client, shared, &server, &tables, version).await?);
     found.extend(table_findings(&client, shared, &tables).await?);
     found.extend(left_out.iter().filter_map(|t| {
@@ -210,10 +210,22 @@ async fn replication_finding(shared: &Shared) -> Result<Finding> {
     }
 }
 
-async fn slot_findings(client: &Client, shared: &Shared, server: &Server) -> Result<Vec<Finding>> {
+async fn slot_findings(
+    client: &Client,
+    shared: &Shared,
+    server: &Server,
+    version: i32,
+) -> Result<Vec<Finding>> {
     let name = shared.slot();
     Ok(vec![match slot::find(client, &name).await? {
         Some(state) => match state.usable(shared) {
+            Ok(()) if state.failover == Some(false) => {
+                info("slot", format!("{name} exists; standbys keep no copy of it, so that a failover loses it"))
+                    .mend(format!(
+                        "on a replication connection (psql \"replication=database …\"), while caudal is stopped: ALTER_REPLICATION_SLOT {} (FAILOVER true);",
+                        ident(&name)
+                    ))
+            }
             Ok(()) => ok("slot", format!("{name} exists")),
             Err(e) => error("slot", e.to_string()).mend(e.hint_text().unwrap_or_default()),
         },
@@ -222,7 +234,7 @@ async fn slot_findings(client: &Client, shared: &Shared, server: &Server) -> Res
             "slot",
             format!("{name} does not exist, and the user may not create it"),
         )
-        .mend(slot::slot_sql(&name)),
+        .mend(slot::slot_sql(&name, version)),
     }])
 }
 

@@ -22,6 +22,7 @@ mod copy;
 pub mod decode;
 mod decoder;
 mod filter;
+mod identity;
 mod load;
 mod lsn;
 pub(crate) mod mapping;
@@ -147,6 +148,15 @@ impl Source for PostgresSource {
 
     async fn current_position(&self) -> Result<Position> {
         slot::current_position(&self.shared).await
+    }
+
+    async fn identity(&self) -> Result<String> {
+        let server = identity::Server::ask(&self.shared).await?;
+        Ok(server.to_string())
+    }
+
+    async fn recognize(&self, held: &str, reached: &Position) -> Result<String> {
+        identity::recognize(&self.shared, held, Lsn::of(reached)?).await
     }
 
     async fn progress(&self, reached: &Position) -> Result<SourceProgress> {

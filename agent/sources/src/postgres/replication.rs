@@ -312,6 +312,38 @@ impl ReplicationConnection {
         }
     }
 
+    /// The history file of a timeline, as its text; empty for the first, which has none.
+    pub async fn timeline_history(&mut self, timeline: u32) -> Result<String> {
+        if timeline <= 1 {
+            return Ok(String::new());
+        }
+        let mut out = BytesMut::new();
+        frontend::query(&format!("TIMELINE_HISTORY {timeline}"), &mut out).map_err(io_error)?;
+        self.send(&out).await?;
+        use tokio_postgres::fallible_iterator::FallibleIterator;
+        let mut text = String::new();
+        let mut refused = None;
+        loop {
+            match self.message().await? {
+                Message::DataRow(row) => {
+                    // The file's name, and its bytes as they are.
+                    let content = row.ranges().nth(1).map_err(io_error)?;
+                    let bytes = content.flatten().and_then(|at| row.buffer().get(at));
+                    text = String::from_utf8_lossy(bytes.unwrap_or_default()).into_owned();
+                }
+                Message::ErrorResponse(body) => {
+                    refused = Some(response_error(&mut body.fields()).1);
+                }
+                Message::ReadyForQuery(_) => break,
+                _ => {}
+            }
+        }
+        match refused {
+            Some(e) => Err(e.context(format!("asking for the history of timeline {timeline}"))),
+            None => Ok(text),
+        }
+    }
+
     /// Starts streaming after `from`; the error's SQLSTATE comes with it.
     pub async fn start(
         self,

@@ -25,6 +25,9 @@ use std::time::{Duration, Instant};
 /// How long new tables wait for transactions that were writing to them.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// The first version that knows slots which survive a failover.
+pub(super) const FAILOVER_SLOTS: i32 = 170_000;
+
 /// The server's `NAMEDATALEN` - 1.
 const NAME_BYTES: usize = 63;
 
@@ -90,10 +93,18 @@ pub fn via_root_sql(publication: &str) -> String {
     )
 }
 
-/// The statement that creates the slot.
-pub fn slot_sql(slot: &str) -> String {
+/// The statement that creates the slot; `version` as `server_version_num`.
+///
+/// From PostgreSQL 17 on a slot can be one that standbys keep a copy of, so that the stream goes
+/// on from one that is promoted (manual, "Logical Replication Failover").
+pub fn slot_sql(slot: &str, version: i32) -> String {
+    let failover = if version >= FAILOVER_SLOTS {
+        ", failover => true"
+    } else {
+        ""
+    };
     format!(
-        "SELECT pg_create_logical_replication_slot({}, 'pgoutput');",
+        "SELECT lsn::text FROM pg_create_logical_replication_slot({}, 'pgoutput'{failover});",
         literal(slot)
     )
 }
@@ -119,14 +130,8 @@ async fn create(shared: &Shared) -> Result<Position> {
         .await
         .map_err(query_error)?;
     let name = shared.slot();
-    let create = async {
-        client
-            .query_one_at_leisure(
-                "SELECT lsn::text FROM pg_create_logical_replication_slot($1, 'pgoutput')",
-                &[&name],
-            )
-            .await
-    };
+    let sql = slot_sql(&name, catalog::server_version(&client).await?);
+    let create = async { client.query_one_at_leisure(&sql, &[]).await };
     tokio::pin!(create);
     let started = Instant::now();
     let row = loop {
@@ -152,7 +157,7 @@ async fn create(shared: &Shared) -> Result<Position> {
                     .hint(format!(
                         "run `caudal check`, or as a superuser: ALTER ROLE {} REPLICATION; {}",
                         ident(&shared.options.user),
-                        slot_sql(&name)
+                        sql
                     ))
             }
             // Another agent of the stream was faster; which of the two goes on, the lake decides.
@@ -421,6 +426,8 @@ pub(super) struct SlotState {
     wal_status: Option<String>,
     invalidated: Option<String>,
     confirmed: Option<Lsn>,
+    /// Standbys keep a copy of it; `None` where the server knows no such slots.
+    pub failover: Option<bool>,
 }
 
 /// The slot, if it exists.
@@ -429,7 +436,8 @@ pub(super) async fn find(client: &Client, name: &str) -> Result<Option<SlotState
     let row = client
         .query_opt(
             "SELECT plugin::text, database::text, wal_status, confirmed_flush_lsn::text,
-                    to_jsonb(s) ->> 'invalidation_reason', to_jsonb(s) ->> 'conflicting'
+                    to_jsonb(s) ->> 'invalidation_reason', to_jsonb(s) ->> 'conflicting',
+                    (to_jsonb(s) ->> 'failover')::bool
                FROM pg_replication_slots s WHERE slot_name = $1",
             &[&name],
         )
@@ -447,11 +455,11 @@ pub(super) async fn find(client: &Client, name: &str) -> Result<Option<SlotState
             .get::<_, Option<String>>(4)
             .or_else(|| conflicting.then(|| "conflict with recovery".to_owned())),
         confirmed,
+        failover: row.get(6),
     }))
 }
 
-const COPY_AGAIN: &str =
-    "drop the slot if it is still there, then run `caudal resnapshot` for every table";
+const COPY_AGAIN: &str = "copy every table again: `caudal resnapshot '*.*'`, then `caudal run`";
 
 impl SlotState {
     /// Checks that this is a slot of the right kind that still has its log.
@@ -487,7 +495,7 @@ pub(super) async fn require(client: &Client, shared: &Shared, from: Lsn) -> Resu
     let lost = |text: String| Error::fatal(Kind::PositionLost, text).hint(COPY_AGAIN);
     let Some(slot) = find(client, &name).await? else {
         return Err(lost(format!(
-            "the slot {name} does not exist; the changes since {from} are lost"
+            "the slot {name} does not exist (dropped, or the server was failed over to or restored); the changes since {from} are lost"
         )));
     };
     slot.usable(shared)?;
