@@ -5,7 +5,7 @@
 //! recorder has no listener of its own: `/metrics` of the agent's server renders it.
 
 use crate::snapshot::Pause;
-use crate::status::SnapshotStatus;
+use crate::status::{SnapshotStatus, Trouble};
 use caudal_model::{Error, Op, Result, TableName, TableState};
 use metrics::{
     Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram,
@@ -53,6 +53,13 @@ pub const ERRORS_TOTAL: &str = "caudal_errors_total";
 pub const VALUES_COERCED_TOTAL: &str = "caudal_values_coerced_total";
 /// The last commit's number.
 pub const EPOCH: &str = "caudal_epoch_number";
+
+/// 1 while the stream can make progress.
+pub const READY: &str = "caudal_ready";
+/// 1 while this keeps the stream from making progress, by `reason`.
+pub const TROUBLE: &str = "caudal_trouble";
+/// How often the log was opened anew because it had stalled.
+pub const STALLS_TOTAL: &str = "caudal_stalls_total";
 
 const COMMIT_BUCKETS: [f64; 11] = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
 
@@ -166,6 +173,13 @@ fn describe() {
         "Values that a documented coercion changed, by reason"
     );
     describe_gauge!(EPOCH, "Number of the last commit");
+    describe_gauge!(READY, "1 while the stream can make progress");
+    describe_gauge!(
+        TROUBLE,
+        "1 while this keeps the stream from making progress"
+    );
+    describe_counter!(STALLS_TOTAL, "Times that a stalled log was opened anew");
+    counter!(STALLS_TOTAL).absolute(0);
     for class in ["retryable", "data", "fatal"] {
         counter!(ERRORS_TOTAL, "class" => class).absolute(0);
     }
@@ -238,6 +252,20 @@ pub fn lag(seconds: Option<f64>, bytes: Option<u64>) {
 /// Bytes of log that the source keeps because of this stream.
 pub fn log_retained(bytes: u64) {
     gauge!(SOURCE_LOG_RETAINED_BYTES).set(bytes as f64);
+}
+
+/// What keeps the stream from making progress.
+pub fn troubles(found: &[Trouble]) {
+    gauge!(READY).set(f64::from(u8::from(found.is_empty())));
+    for label in Trouble::LABELS {
+        let is = found.iter().any(|t| t.reason == label);
+        gauge!(TROUBLE, "reason" => label).set(f64::from(u8::from(is)));
+    }
+}
+
+/// The log is opened anew because it has stalled.
+pub fn stall() {
+    counter!(STALLS_TOTAL).increment(1);
 }
 
 /// Bytes that all buffers hold.

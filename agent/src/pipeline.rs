@@ -82,6 +82,8 @@ pub struct Pipeline<'p> {
     epoch_sealed: u64,
     reached: sync::watch::Sender<Position>,
     last_commit: Instant,
+    /// What the log has given in this attempt.
+    given: u64,
 }
 
 /// What reaches the pipeline from beside the log.
@@ -149,6 +151,7 @@ impl<'p> Pipeline<'p> {
             epoch_sealed,
             reached,
             last_commit: Instant::now(),
+            given: 0,
         }
     }
 
@@ -169,6 +172,7 @@ impl<'p> Pipeline<'p> {
         // A crash may have come between the commit and its acknowledgement.
         tail.acknowledge(&from);
         self.renewal.settle(Ok(discovery))?;
+        self.parts.board.attempt_runs();
         self.publish_tables();
         for copy in &copies {
             self.show_copy(&copy.table);
@@ -240,6 +244,7 @@ impl<'p> Pipeline<'p> {
                     match notice {
                         Notice::Catalog => self.renewal.want(),
                         Notice::Asked(path, request) => self.grant(path, request, epoch, tail),
+                        Notice::Stalled(error) => return Err(error),
                     }
                 }
                 answer = self.renewal.answer() => self.renewal.settle(answer)?,
@@ -252,8 +257,10 @@ impl<'p> Pipeline<'p> {
                     }
                 }
             }
-            self.parts.board.touch();
-            metrics::memory((epoch.buffer.bytes() + tail.staged_bytes()) as u64);
+            let held = epoch.buffer.bytes() + tail.staged_bytes();
+            let board = &self.parts.board;
+            board.turn((self.given, held), &epoch.boundary.position);
+            metrics::memory(held as u64);
             metrics::spilled(tail.spilled_bytes());
             if until.deadline_passed() && stopping.is_none() {
                 stopping = Some(Ending::DeadlinePassed);
@@ -332,6 +339,7 @@ impl<'p> Pipeline<'p> {
         self.epoch_sealed += 1;
         self.staging.set_epoch(self.epoch_sealed + 1);
         self.staging.set_in_doubt(true);
+        self.parts.board.set_committing(true);
         self.closing = Some(tokio::spawn(sealed.commit(
             self.epoch_sealed,
             self.generation,
@@ -351,6 +359,7 @@ impl<'p> Pipeline<'p> {
     /// Steps three and four of INV-3: RocksDB, then the acknowledgement.
     fn settle(&mut self, done: Committed, tail: &mut dyn Tail) -> Result<()> {
         self.staging.set_in_doubt(false);
+        self.parts.board.set_committing(false);
         self.parts.crash.reach(crash::COMMITTED)?;
         let changed = recover::apply(&mut self.state, done.receipt.entry())?;
         let changed: Vec<TableProgress> = changed
@@ -395,6 +404,7 @@ impl<'p> Pipeline<'p> {
         epoch: &mut OpenEpoch,
         tail: &mut dyn Tail,
     ) -> Result<()> {
+        self.given += 1;
         match event {
             TailEvent::Commit { position, .. } => {
                 if epoch.buffer.next_seq() - 1 > epoch.boundary.seq {

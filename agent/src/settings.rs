@@ -97,6 +97,10 @@ pub struct Settings {
     pub lag_every: Duration,
     /// The first pause after a retryable error; it doubles up to a minute.
     pub first_pause: Duration,
+    /// Work that stands still for so long is a stall.
+    pub stall_after: Duration,
+    /// A log that has given nothing for so long, of a source that has gone on, is opened anew.
+    pub reopen_after: Duration,
     /// How often time limits are looked at.
     pub tick: Duration,
     /// How files are written.

@@ -139,7 +139,9 @@ fn settings(config: &Config) -> Result<Settings> {
         share: Some(config.tables_digest()?),
         // PostgreSQL waits at its shutdown until a replica has confirmed what was sent.
         idle_commit: config.commit.max_delay.max(Duration::from_secs(10)),
-        lag_every: Duration::from_secs(5),
+        lag_every: Duration::from_secs(5).min(config.stream.stall_after / 2),
+        stall_after: config.stream.stall_after,
+        reopen_after: config.source.read_timeout.max(config.stream.stall_after),
         first_pause: Duration::from_millis(500),
         files: WriterOptions {
             compression: match config.sink.compression {
@@ -184,7 +186,9 @@ async fn parts(config: &Config, board: StatusBoard) -> Result<Parts> {
     let opened = RocksStore::open(&config.stream.state_dir, &config.stream.name)?;
     let source = source(config)?;
     let store = store(config).await?;
+    let again = config.clone();
     Ok(Parts {
+        reread_source: Some(Box::new(move || self::source(&again))),
         log: Arc::new(log(config, &store)),
         source,
         checkpoints: Box::new(opened.store),

@@ -7,10 +7,14 @@
 //! pipeline back.
 
 mod copying;
+mod health;
 
 pub use copying::{SnapshotStatus, committed};
+pub(crate) use health::STALLS;
+pub use health::{Peer, Trouble};
 
 use copying::{CopyProgress, Meter, Pulse, is_begun_here, is_copying};
+use health::Vitals;
 
 use caudal_model::{Position, StreamPoint, TableName, TableProgress, TableState};
 use serde::{Deserialize, Serialize};
@@ -214,6 +218,7 @@ struct State {
     sampled: Instant,
     paused: Option<String>,
     warnings: BTreeMap<&'static str, String>,
+    vitals: Vitals,
 }
 
 /// The stream's status, shared by everything in the process. Cheap to clone.
@@ -236,6 +241,7 @@ impl StatusBoard {
                 sampled: Instant::now(),
                 paused: None,
                 warnings: BTreeMap::new(),
+                vitals: Vitals::new(),
             })),
         }
     }
@@ -411,12 +417,9 @@ impl StatusBoard {
         report
     }
 
-    /// `/readyz`: connected, recovered, and reading.
+    /// `/readyz`: nothing keeps the stream from making progress.
     pub fn ready(&self) -> bool {
-        matches!(
-            self.state(),
-            StreamState::Snapshotting | StreamState::Running
-        )
+        self.troubles().is_empty()
     }
 
     /// `/healthz`: not failed, and something moved within [`STALL_LIMIT`].

@@ -41,10 +41,15 @@ use tokio_util::sync::CancellationToken;
 /// that a service manager is promised.
 const STOP_WITHIN: Duration = Duration::from_secs(8);
 
+/// See [`Parts::reread_source`].
+pub type RereadSource = Box<dyn Fn() -> Result<Arc<dyn Source>> + Send + Sync>;
+
 /// What a stream is made of.
 pub struct Parts {
     /// The database.
     pub source: Arc<dyn Source>,
+    /// Makes the source anew, with its secrets read again; `None` where they cannot change.
+    pub reread_source: Option<RereadSource>,
     /// The lake.
     pub log: Arc<CommitLog>,
     /// The local cache.
@@ -138,15 +143,14 @@ pub async fn run(mut parts: Parts, goal: &Goal, shutdown: &CancellationToken) ->
         until_caught_up: goal.until_caught_up,
         staging: None,
         cleaning: None,
+        refused_since: None,
     };
-    let builder = ExponentialBuilder::default()
-        .with_min_delay(parts.settings.first_pause)
-        .with_max_delay(Duration::from_secs(60))
-        .with_jitter()
-        .without_max_times();
+    let builder = backoff(parts.settings.first_pause);
+    parts.board.set_stall_after(parts.settings.stall_after);
     let mut pauses = builder.build();
     loop {
         let began = Instant::now();
+        let epoch = parts.board.report().epoch;
         let error = match run.attempt_or_stop(&mut parts, shutdown).await {
             Ok(ending) => {
                 // Files of copies that were given up, for one.
@@ -156,19 +160,28 @@ pub async fn run(mut parts: Parts, goal: &Goal, shutdown: &CancellationToken) ->
             }
             Err(e) => e,
         };
+        // What worked for a while, or got something done, begins with the shortest pause again.
+        let advanced = epoch > 0 && parts.board.report().epoch > epoch;
+        if began.elapsed() > LONGEST_PAUSE || advanced {
+            run.refused_since = None;
+            pauses = builder.build();
+        }
         metrics::error(&error);
-        if error.class() != Class::Retryable {
+        if error.class() != Class::Retryable && !run.may_be_rotated(&mut parts, &error) {
             if error.kind() == Kind::Fenced {
+                // Every number that this generation could take is taken: the log tells which
+                // commits of its stand, also of the one that failed.
+                if let Some((staging, _)) = &run.staging {
+                    staging.set_in_doubt(false);
+                }
                 run.leave_nothing(&parts).await;
             }
             parts.board.set_state(StreamState::Failed);
             return Err(error);
         }
-        if began.elapsed() > Duration::from_secs(60) {
-            pauses = builder.build();
-        }
-        let pause = pauses.next().unwrap_or(Duration::from_secs(60));
+        let pause = pauses.next().unwrap_or(LONGEST_PAUSE);
         tracing::warn!(%error, hint = error.hint_text(), ?pause, "trying again");
+        parts.board.set_retrying(error.to_string());
         parts.board.set_state(StreamState::Starting);
         let deadline = run.until.deadline;
         tokio::select! {
@@ -180,6 +193,22 @@ pub async fn run(mut parts: Parts, goal: &Goal, shutdown: &CancellationToken) ->
             }
         }
     }
+}
+
+/// The longest pause between attempts, without its jitter.
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// How long a login may be refused that had worked before: a password that is being changed
+/// reaches the server and the agent at different moments.
+const ROTATION: Duration = Duration::from_secs(600);
+
+/// Pauses that double from `first` to half a minute, each lengthened by a random part of itself:
+/// agents that lost the same server do not come back in step.
+fn backoff(first: Duration) -> ExponentialBuilder {
+    ExponentialBuilder::default()
+        .with_min_delay(first)
+        .with_max_delay(LONGEST_PAUSE)
+        .with_jitter()
+        .without_max_times()
 }
 
 async fn sleep_until(deadline: Option<Instant>) {
@@ -195,9 +224,32 @@ struct Run {
     /// Set once the process has its generation.
     staging: Option<(Arc<Staging>, u64)>,
     cleaning: Option<tokio::task::JoinHandle<()>>,
+    /// Since when something is refused that had been granted.
+    refused_since: Option<Instant>,
 }
 
 impl Run {
+    /// Whether the refusal may be of a password that has changed since it was read: then
+    /// the source is made anew with what the secret says now.
+    fn may_be_rotated(&mut self, parts: &mut Parts, error: &Error) -> bool {
+        let Some(reread) = &parts.reread_source else {
+            return false;
+        };
+        // Before it has ever worked, waiting does not mend it.
+        if error.kind() != Kind::Prerequisite || self.staging.is_none() {
+            return false;
+        }
+        let since = *self.refused_since.get_or_insert_with(Instant::now);
+        if since.elapsed() > ROTATION {
+            return false;
+        }
+        match reread() {
+            Ok(source) => parts.source = source,
+            Err(error) => tracing::warn!(%error, "the source's secrets cannot be read again"),
+        }
+        true
+    }
+
     async fn attempt_or_stop(
         &mut self,
         parts: &mut Parts,
@@ -613,4 +665,26 @@ async fn load_schemas(parts: &mut Parts, state: Checkpoint) -> Result<Recovered>
         schemas,
         next_column_ids,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_double_to_half_a_minute_with_jitter() {
+        let first = Duration::from_millis(500);
+        let runs: Vec<Vec<Duration>> = (0..50)
+            .map(|_| backoff(first).build().take(12).collect())
+            .collect();
+        for pauses in &runs {
+            let mut least = first;
+            for pause in pauses {
+                assert!(*pause >= least && *pause <= least * 2, "{pauses:?}");
+                least = (least * 2).min(LONGEST_PAUSE);
+            }
+        }
+        let different: HashSet<Duration> = runs.iter().map(|r| r[0]).collect();
+        assert!(different.len() > 25, "no jitter: {different:?}");
+    }
 }

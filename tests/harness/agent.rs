@@ -246,6 +246,12 @@ impl Agent {
         self
     }
 
+    /// Takes an environment variable from its runs.
+    pub fn env_remove(&mut self, name: &str) -> &mut Self {
+        self.env.remove(name);
+        self
+    }
+
     /// Its directory.
     pub fn dir(&self) -> &Path {
         &self.dir

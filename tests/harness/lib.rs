@@ -10,10 +10,12 @@ use std::fmt;
 
 pub mod agent;
 pub mod cache;
+pub mod clock;
 pub mod databases;
 pub mod dialect;
 pub mod moto;
 pub mod oracle;
+pub mod proxy;
 pub mod replica;
 pub mod s3;
 pub mod session;

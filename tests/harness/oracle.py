@@ -533,6 +533,8 @@ def main():
     lake = Lake(sys.argv[1])
     exports = dict(argument.rsplit("=", 1) for argument in sys.argv[2:])
     database = duckdb.connect()
+    # A query of some seconds would print its progress between the findings.
+    database.execute("SET enable_progress_bar = false")
     tables, sequences = {}, []
     for name in sorted(set(lake.seen_tables) | set(exports)):
         table = Table(lake, name, database)

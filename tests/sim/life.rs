@@ -16,7 +16,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use std::collections::BTreeMap;
 use std::ops::AddAssign;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
@@ -84,6 +84,8 @@ struct Faulty {
     faults: Arc<AtomicU64>,
     /// The agent's process is gone: what its tasks still try does not reach the store.
     dead: Arc<AtomicBool>,
+    /// Requests that do not reach the store, for the network between is split.
+    cut_off: AtomicU32,
 }
 
 #[async_trait]
@@ -91,7 +93,16 @@ impl StoreHook for Faulty {
     async fn before(&self, _operation: &Operation) -> Fault {
         let (pause, kind) = {
             let mut dice = self.dice.lock().unwrap();
-            let pause = dice.random_range(0..4);
+            let mut pause = dice.random_range(0..4);
+            // Rarely a store stands still for so long that others give up waiting for it.
+            if dice.random_ratio(1, 500) {
+                pause = dice.random_range(10_000..120_000);
+            }
+            // Or nothing reaches it for a while.
+            if self.cut_off.load(Ordering::Relaxed) == 0 && dice.random_ratio(1, 300) {
+                self.cut_off
+                    .store(dice.random_range(1..25), Ordering::Relaxed);
+            }
             let kind = if dice.random_ratio(1, self.one_in) {
                 dice.random_range(1..3)
             } else {
@@ -103,6 +114,11 @@ impl StoreHook for Faulty {
             tokio::time::sleep(Duration::from_millis(pause)).await;
         }
         if self.dead.load(Ordering::Relaxed) {
+            return Fault::Fail;
+        }
+        if self.cut_off.load(Ordering::Relaxed) > 0 {
+            self.cut_off.fetch_sub(1, Ordering::Relaxed);
+            self.faults.fetch_add(1, Ordering::Relaxed);
             return Fault::Fail;
         }
         match kind {
@@ -288,6 +304,7 @@ impl Life {
         Parts {
             source: Arc::new(self.script.clone()),
             log: Arc::new(CommitLog::new(store, "sim")),
+            reread_source: None,
             checkpoints: Box::new(checkpoints),
             settings: Settings {
                 mode: SnapshotMode::Initial,
@@ -307,6 +324,8 @@ impl Life {
                 copy_files: self.file_limits(),
                 idle_commit: Duration::from_millis(200),
                 lag_every: Duration::from_secs(1),
+                stall_after: Duration::from_secs(60),
+                reopen_after: Duration::from_secs(600),
                 first_pause: Duration::from_millis(5),
                 tick: Duration::from_millis(2),
                 files,
@@ -417,6 +436,7 @@ impl Life {
                 one_in: store_faults,
                 faults: faults.clone(),
                 dead: dead.clone(),
+                cut_off: AtomicU32::new(0),
             };
             let parts = self.parts(self.lake.with_hook(Arc::new(faulty)), checkpoints, crash);
             let (goal, stop) = (goal.clone(), stop.clone());

@@ -163,6 +163,7 @@ impl Database {
             spill_bytes: u64::MAX,
             value_bytes: 512 << 20,
             connect_timeout: Duration::from_secs(10),
+            read_timeout: Duration::from_secs(60),
         }
     }
 

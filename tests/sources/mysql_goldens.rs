@@ -237,7 +237,6 @@ impl Golden {
                 names: &self.names,
                 tables: &self.tables,
             },
-            spill_bytes: u64::MAX,
             value_bytes: usize::MAX,
         };
         let plan = TablePlan::new(self.map.as_ref().unwrap(), &self.schema, options).unwrap();

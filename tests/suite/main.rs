@@ -8,9 +8,13 @@
 mod load;
 mod trial;
 
+mod backpressure;
 mod config_errors;
+mod connection_faults;
 mod crash_points;
 mod failover;
+mod fencing;
+mod health;
 mod huge_transactions;
 mod huge_values;
 mod key_change;
@@ -36,6 +40,8 @@ mod snapshot_only;
 mod snapshot_resume;
 mod snapshot_under_writes;
 mod snapshot_workers;
+mod source_restarted;
+mod store_faults;
 mod tables_come_and_go;
 mod tail_only;
 mod tls_verify_full;

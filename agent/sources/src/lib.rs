@@ -138,6 +138,9 @@ pub struct SourceOptions {
     pub value_bytes: usize,
     /// How long to wait for a connection.
     pub connect_timeout: Duration,
+    /// How long the server may be silent while something is awaited of it; then the connection
+    /// is given up, and the error is retryable.
+    pub read_timeout: Duration,
     /// A replica that copies are read from, as `host` or `host:port`; the log is always
     /// read from [`SourceOptions::host`].
     pub replica: Option<String>,

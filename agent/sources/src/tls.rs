@@ -63,6 +63,22 @@ pub fn client_config(options: &TlsOptions) -> Result<Option<Arc<ClientConfig>>> 
     Ok(Some(Arc::new(config)))
 }
 
+/// Whether a handshake failed on what the peer showed or said, which no repetition mends,
+/// and not on the network.
+pub fn is_refusal(e: &(dyn std::error::Error + 'static)) -> bool {
+    let mut cause = Some(e);
+    while let Some(e) = cause {
+        let inside = e
+            .downcast_ref::<std::io::Error>()
+            .and_then(|io| io.get_ref());
+        if e.is::<rustls::Error>() || inside.is_some_and(|i| i.is::<rustls::Error>()) {
+            return true;
+        }
+        cause = e.source();
+    }
+    false
+}
+
 fn file_error(key: &str, path: &Path, what: &str) -> Error {
     Error::fatal(
         Kind::Config,

@@ -168,6 +168,7 @@ impl Config {
             region: s.region.clone(),
             path_style: s.path_style.unwrap_or(s.endpoint.is_some()),
             sse_kms_key_id: s.sse_kms_key_id.clone(),
+            read_timeout: Some(s.read_timeout),
         }
     }
 
@@ -215,6 +216,7 @@ impl Config {
             spill_bytes: self.limits.spill_bytes,
             value_bytes: usize::try_from(self.limits.value_bytes).unwrap_or(usize::MAX),
             connect_timeout: s.connect_timeout,
+            read_timeout: s.read_timeout,
         })
     }
 

@@ -97,6 +97,21 @@ fn source(c: &mut Checker<'_>) {
         "source.connect_timeout",
         "must be 100ms or more",
     );
+    c.refuse_if(
+        c.config.sink.read_timeout < Duration::from_secs(1),
+        "sink.read_timeout",
+        "must be 1s or more",
+    );
+    c.refuse_if(
+        c.config.stream.stall_after < Duration::from_secs(1),
+        "stream.stall_after",
+        "must be 1s or more",
+    );
+    c.refuse_if(
+        s.read_timeout < Duration::from_secs(1),
+        "source.read_timeout",
+        "must be 1s or more",
+    );
     if s.kind == SourceKind::Postgres {
         c.refuse_if(
             s.database.as_deref().unwrap_or("").is_empty(),

@@ -20,6 +20,15 @@ pub struct StreamSection {
     pub name: String,
     /// Directory of the local state (RocksDB, spilled rows); one a stream.
     pub state_dir: PathBuf,
+    /// How long work may stand still (a commit under way, a log that gives nothing although
+    /// the source has gone on) before `/readyz` fails and a warning comes.
+    #[serde(default = "a_minute", with = "units::duration")]
+    #[schemars(with = "DurationText")]
+    pub stall_after: Duration,
+}
+
+fn a_minute() -> Duration {
+    Duration::from_secs(60)
 }
 
 /// The kind of source database.
@@ -122,6 +131,16 @@ pub struct SourceSection {
     #[serde(default = "ten_seconds", with = "units::duration")]
     #[schemars(with = "DurationText")]
     pub connect_timeout: Duration,
+    /// How long the server may be silent while an answer, rows of a copy or the log's next
+    /// heartbeat are awaited; then the connection is given up and opened anew. The log's
+    /// connection waits a minute (postgres: two) at most.
+    #[serde(default = "ten_minutes", with = "units::duration")]
+    #[schemars(with = "DurationText")]
+    pub read_timeout: Duration,
+}
+
+fn ten_minutes() -> Duration {
+    Duration::from_secs(600)
 }
 
 fn ten_seconds() -> Duration {
@@ -338,6 +357,12 @@ pub struct SinkSection {
     /// s3: KMS key that encrypts the objects.
     #[serde(default)]
     pub sse_kms_key_id: Option<String>,
+    /// s3: how long the store may be silent before a request is repeated. One attempt may take
+    /// four times as long, and a request with its repetitions ten times; an upload has the time
+    /// of a line of 64 KiB/s besides.
+    #[serde(default = "half_a_minute", with = "units::duration")]
+    #[schemars(with = "DurationText")]
+    pub read_timeout: Duration,
     /// Width of the `_date=` folders.
     #[serde(default)]
     pub partition: Partition,
@@ -352,6 +377,10 @@ pub struct SinkSection {
     #[serde(default = "thirty_days", with = "units::duration")]
     #[schemars(with = "DurationText")]
     pub retain_changes: Duration,
+}
+
+fn half_a_minute() -> Duration {
+    Duration::from_secs(30)
 }
 
 fn quarter_gigabyte() -> u64 {

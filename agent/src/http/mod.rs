@@ -10,7 +10,7 @@ pub use client::fetch_status;
 
 use crate::config::Config;
 use crate::metrics::Metrics;
-use crate::status::StatusBoard;
+use crate::status::{StatusBoard, StreamState, Trouble};
 use axum::Router;
 use axum::extract::State;
 use axum::http::{HeaderName, StatusCode, header};
@@ -124,6 +124,8 @@ async fn status(State(answers): State<Answers>) -> impl IntoResponse {
 }
 
 async fn metrics(State(answers): State<Answers>) -> impl IntoResponse {
+    // As true as `/readyz` is at this moment.
+    crate::metrics::troubles(&answers.board.troubles());
     (
         headers("text/plain; version=0.0.4; charset=utf-8"),
         answers.metrics.render(),
@@ -140,17 +142,28 @@ async fn healthz(State(answers): State<Answers>) -> impl IntoResponse {
     (StatusCode::SERVICE_UNAVAILABLE, headers("text/plain"), body)
 }
 
+/// What `/readyz` answers.
+#[derive(Debug, serde::Serialize)]
+struct Readiness {
+    ready: bool,
+    state: StreamState,
+    /// What is in the way, the first thing first.
+    reasons: Vec<Trouble>,
+}
+
 async fn readyz(State(answers): State<Answers>) -> impl IntoResponse {
-    let code = if answers.board.ready() {
+    let reasons = answers.board.troubles();
+    let readiness = Readiness {
+        ready: reasons.is_empty(),
+        state: answers.board.state(),
+        reasons,
+    };
+    let code = if readiness.ready {
         StatusCode::OK
     } else {
         StatusCode::SERVICE_UNAVAILABLE
     };
-    (
-        code,
-        headers("text/plain"),
-        format!("{}\n", answers.board.state()),
-    )
+    (code, [(header::CACHE_CONTROL, "no-store")], Json(readiness))
 }
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
 use super::*;
-use crate::status::{StreamState, TableStatus};
+use crate::status::TableStatus;
 use caudal_model::{Kind, TableName, TableProgress};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -46,19 +46,19 @@ async fn every_path_answers_and_status_reads_it_back() {
         .await
         .unwrap();
 
-    assert_eq!(
-        get(&address, "/readyz").await,
-        (503, "starting\n".to_owned())
+    let (code, text) = get(&address, "/readyz").await;
+    assert!(
+        code == 503
+            && text.contains(r#""ready":false,"state":"starting","reasons":[{"reason":"starting""#),
+        "{text}"
     );
     assert_eq!(get(&address, "/healthz").await, (200, "ok\n".to_owned()));
     board.set_state(StreamState::Running);
     board.update_table(TableStatus::from(&TableProgress::pending(TableName::new(
         "shop", "t",
     ))));
-    assert_eq!(
-        get(&address, "/readyz").await,
-        (200, "running\n".to_owned())
-    );
+    let well = r#"{"ready":true,"state":"running","reasons":[]}"#.to_owned();
+    assert_eq!(get(&address, "/readyz").await, (200, well));
     let (code, text) = get(&address, "/metrics").await;
     assert!(
         code == 200 && text.contains("caudal_memory_bytes{stream=\"shop\"} 5"),

@@ -5,8 +5,9 @@ use super::Pipeline;
 use crate::metrics;
 use crate::requests::Resnapshot;
 use crate::snapshot::Pause;
-use crate::status::StatusBoard;
+use crate::status::{Peer, STALLS, StatusBoard};
 use crate::text;
+use caudal_model::{Error, Kind};
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -22,6 +23,8 @@ pub(super) enum Notice {
     Catalog,
     /// Another process asks for new copies.
     Asked(PathBuf, Resnapshot),
+    /// The attempt makes no progress that another one could not make.
+    Stalled(Error),
 }
 
 /// Shows a warning while it is true, and logs it once.
@@ -38,6 +41,8 @@ impl Pipeline<'_> {
         self.watch_load();
         self.watch_copies();
         self.watch_catalog(mark, notices.clone());
+        self.watch_store();
+        self.watch_stalls(notices.clone());
         self.watch_requests(notices);
     }
 
@@ -60,6 +65,54 @@ impl Pipeline<'_> {
                     }
                     Err(error) => tracing::debug!(%error, "the catalog cannot be read now"),
                 }
+            }
+        });
+    }
+
+    /// Asks the store while nothing is committed, so that a stream without changes knows too
+    /// whether it could go on.
+    fn watch_store(&mut self) {
+        let (board, log) = (self.parts.board.clone(), self.parts.log.clone());
+        let every = self.parts.settings.lag_every * 2;
+        self.tasks.spawn(async move {
+            loop {
+                tokio::time::sleep(every).await;
+                if board
+                    .since_answer(Peer::Store)
+                    .is_some_and(|ago| ago < every)
+                {
+                    continue;
+                }
+                board.asked(Peer::Store);
+                let head = log.layout().log_entry(board.report().epoch);
+                let answer = log.store().get(&head).await;
+                board.answered(Peer::Store, answer.err().map(|e| e.to_string()));
+            }
+        });
+    }
+
+    /// The watchdog: says what keeps the stream from making progress, and has the log opened
+    /// anew if that may help. What waits for the network otherwise has bounds of its own.
+    fn watch_stalls(&mut self, notices: mpsc::Sender<Notice>) {
+        let board = self.parts.board.clone();
+        let reopen_after = self.parts.settings.reopen_after;
+        let every = LOOK_EVERY.min(self.parts.settings.stall_after / 4);
+        self.tasks.spawn(async move {
+            loop {
+                let troubles = board.troubles();
+                for label in STALLS {
+                    let found = troubles.iter().find(|t| t.reason == label);
+                    warn(&board, label, found.map(|t| t.message.clone()));
+                }
+                let log = troubles.iter().find(|t| t.reason == "log");
+                if let Some(t) = log.filter(|t| t.seconds > reopen_after.as_secs()) {
+                    metrics::stall();
+                    let error = Error::retryable(Kind::Source, t.message.clone());
+                    if notices.send(Notice::Stalled(error)).await.is_err() {
+                        return;
+                    }
+                }
+                tokio::time::sleep(every).await;
             }
         });
     }
@@ -171,8 +224,15 @@ impl Pipeline<'_> {
             loop {
                 let asked = Instant::now();
                 let at = reached.borrow_and_update().clone();
-                match source.progress(&at).await {
+                board.asked(Peer::Source);
+                let progress = source.progress(&at).await;
+                let failed = progress.as_ref().err().map(ToString::to_string);
+                board.answered(Peer::Source, failed);
+                match progress {
                     Ok(p) => {
+                        let reached = board.reached();
+                        let covers = |r| source.covers(&r, &p.position).unwrap_or(true);
+                        board.set_ahead(!reached.is_none_or(covers));
                         if source.covers(&at, &p.position).unwrap_or(false) {
                             caught_up_at = asked;
                         }

@@ -44,6 +44,7 @@ pub async fn resnapshot(
         until_caught_up: false,
         staging: None,
         cleaning: None,
+        refused_since: None,
     };
     // A stream of which nothing is kept may go on from any server: then what ends the tables
     // says so, for until it stands the position is the old one's.

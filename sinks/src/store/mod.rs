@@ -7,6 +7,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use caudal_model::{Error, Kind, Result};
 use std::sync::Arc;
+use std::time::Duration;
 
 pub mod conformance;
 pub mod local;
@@ -24,6 +25,10 @@ pub struct StoreOptions {
     pub path_style: bool,
     /// Encrypts objects with this key of AWS KMS; the bucket's own default if absent.
     pub sse_kms_key_id: Option<String>,
+    /// How long the store may be silent before a request is repeated; 30 s if absent. One
+    /// attempt may take four times as long, and with its repetitions a request ten times; one
+    /// that uploads has the time of a slow line besides.
+    pub read_timeout: Option<Duration>,
 }
 
 /// Opens the store of a `[sink] url`: `s3://bucket/prefix` or `file:///path`. Keys are

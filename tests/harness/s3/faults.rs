@@ -13,6 +13,10 @@ pub enum Fault {
     Reset,
     /// Done, and then the connection is closed without an answer.
     LostReply,
+    /// Refused with this status and S3's code; nothing was done.
+    Refused(u16, &'static str),
+    /// Never answered.
+    Silent,
 }
 
 /// The faults in force. All zero: none.
@@ -22,6 +26,8 @@ pub struct Faults {
     pub only_path: String,
     /// Only requests of this method are affected; any if empty.
     pub only_method: String,
+    /// Every request fails in this way.
+    pub every: Option<Fault>,
     /// The next requests fail in this way, so many times; they come before the fractions.
     pub next: Vec<Fault>,
     /// The fraction of requests answered with 500 or 503.
@@ -42,6 +48,7 @@ impl Default for Faults {
         Faults {
             only_path: String::new(),
             only_method: String::new(),
+            every: None,
             next: Vec::new(),
             status_fraction: 0.0,
             reset_fraction: 0.0,
@@ -75,7 +82,9 @@ impl Faults {
             return (Duration::ZERO, None);
         }
         let writes = matches!(method, "PUT" | "POST" | "DELETE");
-        let fault = if self.next.is_empty() {
+        let fault = if self.every.is_some() {
+            self.every
+        } else if self.next.is_empty() {
             let dice: f64 = self.random.random();
             let lost = if writes {
                 self.lost_reply_fraction

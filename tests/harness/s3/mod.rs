@@ -13,8 +13,9 @@ use crate::{Context, Result};
 use backend::Backend;
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
-use s3s::auth::SimpleAuth;
+use s3s::auth::{S3Auth, SecretKey};
 use s3s::service::{S3Service, S3ServiceBuilder};
+use s3s::{S3Result, s3_error};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -34,7 +35,29 @@ pub struct S3Server {
     address: SocketAddr,
     backend: Backend,
     faults: Arc<Mutex<Faults>>,
+    keys: Keys,
     stop: CancellationToken,
+}
+
+/// The credentials that the server takes.
+#[derive(Debug, Clone)]
+struct Keys(Arc<Mutex<(String, String)>>);
+
+impl Default for Keys {
+    fn default() -> Self {
+        Keys(Arc::new(Mutex::new((ACCESS_KEY.into(), SECRET_KEY.into()))))
+    }
+}
+
+#[async_trait::async_trait]
+impl S3Auth for Keys {
+    async fn get_secret_key(&self, access_key: &str) -> S3Result<SecretKey> {
+        let held = self.0.lock().unwrap_or_else(|e| e.into_inner());
+        if held.0 == access_key {
+            return Ok(held.1.clone().into());
+        }
+        Err(s3_error!(InvalidAccessKeyId))
+    }
 }
 
 impl S3Server {
@@ -51,7 +74,8 @@ impl S3Server {
             .enable_all()
             .build()?;
         let mut builder = S3ServiceBuilder::new(backend.clone());
-        builder.set_auth(SimpleAuth::from_single(ACCESS_KEY, SECRET_KEY));
+        let keys = Keys::default();
+        builder.set_auth(keys.clone());
         let service = builder.build();
         let (stopped, shared) = (stop.clone(), Arc::clone(&faults));
         std::thread::Builder::new()
@@ -70,6 +94,7 @@ impl S3Server {
             address,
             backend,
             faults,
+            keys,
             stop,
         })
     }
@@ -85,6 +110,12 @@ impl S3Server {
         config.set("sink.endpoint", self.endpoint());
         config.set("sink.region", "us-east-1");
         config.set("sink.path_style", true);
+    }
+
+    /// From now on the server takes these credentials and no others.
+    pub fn rotate(&self, access_key: &str, secret_key: &str) {
+        let mut held = self.keys.0.lock().unwrap_or_else(|e| e.into_inner());
+        *held = (access_key.to_owned(), secret_key.to_owned());
     }
 
     /// The faults, to be changed; what is set counts from the next request on.
@@ -169,7 +200,10 @@ async fn answer(
     }
     match fault {
         Some(Fault::Reset) => return Err(Broken),
-        Some(Fault::Status(status)) => return refuse(status),
+        Some(Fault::Status(503)) => return refuse(503, "SlowDown"),
+        Some(Fault::Status(status)) => return refuse(status, "InternalError"),
+        Some(Fault::Refused(status, code)) => return refuse(status, code),
+        Some(Fault::Silent) => std::future::pending().await,
         Some(Fault::LostReply) | None => {}
     }
     let response = service
@@ -182,12 +216,7 @@ async fn answer(
     Ok(response)
 }
 
-fn refuse(status: u16) -> Result<hyper::Response<s3s::Body>, Broken> {
-    let code = if status == 503 {
-        "SlowDown"
-    } else {
-        "InternalError"
-    };
+fn refuse(status: u16, code: &str) -> Result<hyper::Response<s3s::Body>, Broken> {
     let body = format!(
         "<?xml version=\"1.0\" encoding=\"UTF-8\"?><Error><Code>{code}</Code>\
          <Message>injected</Message></Error>"

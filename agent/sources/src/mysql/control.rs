@@ -13,7 +13,7 @@
 
 use super::flavor::{Flavor, Version, parse_version};
 use super::login::unknown_plugin;
-use super::wire::{Connection, TextRow, Wire, WireError};
+use super::wire::{Connection, TextRow, Wire, WireError, within};
 use crate::{SourceOptions, TlsMode};
 use async_trait::async_trait;
 use caudal_model::{Error, Kind};
@@ -24,6 +24,7 @@ use mysql_async::{
 use rustls::crypto::aws_lc_rs;
 use secrecy::ExposeSecret;
 use std::fmt;
+use std::time::Duration;
 use tokio::task::JoinSet;
 
 /// What answers statements in the text protocol.
@@ -59,6 +60,8 @@ impl Ask for Connection {
 /// A logged-in connection for questions.
 pub struct Control {
     link: Link,
+    /// How long an answer may take.
+    patience: Duration,
     encrypted: bool,
     /// The server's family.
     pub(super) flavor: Flavor,
@@ -108,12 +111,14 @@ impl Control {
                     flavor: own.flavor,
                     version: own.version,
                     link: Link::Own(Box::new(own)),
+                    patience: options.read_timeout,
                 });
             }
             Err(e) => return Err(login_error(e, options)),
         };
         let mut control = Control {
             link: Link::Driver(conn),
+            patience: options.read_timeout,
             encrypted,
             flavor: Flavor::MySql,
             version: Version(0, 0, 0),
@@ -141,7 +146,8 @@ impl Ask for Control {
             Link::Driver(conn) => conn,
             Link::Own(own) => return own.result(sql).await,
         };
-        let rows: Vec<Row> = conn.query(sql).await.map_err(wire_error)?;
+        let answer = async { Ok(conn.query(sql).await) };
+        let rows: Vec<Row> = within(self.patience, answer).await?.map_err(wire_error)?;
         let cell = |value| match value {
             Value::NULL => None,
             Value::Bytes(bytes) => Some(bytes),

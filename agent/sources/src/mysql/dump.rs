@@ -21,8 +21,10 @@ use tokio::task::JoinHandle;
 const WINDOW: usize = 16 << 20;
 /// A block is handed over at this size, or when the connection has nothing more.
 const BLOCK: usize = 256 << 10;
-/// Seconds between heartbeats of an idle server.
-const HEARTBEAT_SECONDS: u64 = 5;
+/// Between heartbeats of an idle server, at most.
+const HEARTBEAT: Duration = Duration::from_secs(5);
+/// How long the server tries to send to a reader that takes nothing.
+const WRITE_WITHIN: Duration = Duration::from_secs(300);
 /// Ends the dump where the log ends, instead of waiting for more.
 const DUMP_NON_BLOCK: u16 = 1;
 /// The position is a set of GTIDs.
@@ -57,6 +59,7 @@ impl Dump {
         check_position(&mut server.control().await?, from).await?;
         let mut c = server.connect().await?;
         c.limit_packets(server.options.value_bytes, may_skip);
+        c.limit_silence(SILENCE);
         prepare_session(&mut c, server, from).await?;
         request(&mut c, server.server_id(), from, 0).await?;
         // A refusal comes in place of the first event.
@@ -92,7 +95,8 @@ impl Dump {
 }
 
 async fn prepare_session(c: &mut Connection, server: &Server, from: &Place) -> Result<()> {
-    let nanoseconds = HEARTBEAT_SECONDS * 1_000_000_000;
+    let heartbeat = HEARTBEAT.min(server.options.read_timeout / 4);
+    let nanoseconds = heartbeat.as_nanos();
     let hash = u128::from(crc32fast::hash(server.options.stream.as_bytes())) << 64;
     let unique = hash | u128::from(server.server_id());
     let uuid = super::gtid::uuid_text(&unique.to_be_bytes());
@@ -103,6 +107,17 @@ async fn prepare_session(c: &mut Connection, server: &Server, from: &Place) -> R
         "SET @master_binlog_checksum = 'CRC32', @source_binlog_checksum = 'CRC32'".to_owned(),
         format!("SET @slave_uuid = '{uuid}', @replica_uuid = '{uuid}'"),
     ];
+    // MariaDB lets a new reader of the same server id wait until the old one's write has failed:
+    // a half-open connection must not hold the log for longer than this. One that is kept
+    // waiting by a slow store for so long begins anew at its last commit.
+    let most = server
+        .options
+        .read_timeout
+        .clamp(Duration::from_secs(1), WRITE_WITHIN);
+    sets.push(format!(
+        "SET SESSION net_write_timeout = {}",
+        most.as_secs()
+    ));
     if let Place::Domains(list) = from {
         sets.push("SET @mariadb_slave_capability = 4".to_owned());
         sets.push(format!(
@@ -350,8 +365,7 @@ impl Pump {
             {
                 self.flush().await?;
             }
-            let read = tokio::time::timeout(SILENCE, self.connection.sized_packet()).await;
-            let (packet, oversized) = read.map_err(|_| silent())??;
+            let (packet, oversized) = self.connection.sized_packet().await?;
             if let Some(e) = refusal(packet, &self.from) {
                 return Err(e);
             }

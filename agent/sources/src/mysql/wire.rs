@@ -13,6 +13,7 @@ use crate::SourceOptions;
 use bytes::{Buf, BytesMut};
 use caudal_model::{Error, Kind};
 use std::fmt;
+use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -195,6 +196,8 @@ pub struct Connection {
     /// The bytes of the last packet, if it was read past.
     oversized: Option<u64>,
     sequence: u8,
+    /// How long a read or a write may wait for the server.
+    silence: Duration,
     pub(super) encrypted: bool,
     /// The server's family.
     pub flavor: Flavor,
@@ -241,6 +244,7 @@ impl Connection {
             may_skip: |_| false,
             oversized: None,
             sequence: 0,
+            silence: options.read_timeout,
             encrypted: false,
             flavor: Flavor::MySql,
             version: Version(0, 0, 0),
@@ -256,6 +260,11 @@ impl Connection {
         self.encrypted
     }
 
+    /// How long a read or a write may wait from now on: less than the options say.
+    pub fn limit_silence(&mut self, most: Duration) {
+        self.silence = self.silence.min(most);
+    }
+
     pub(super) async fn write(&mut self, payload: &[u8]) -> Wire<()> {
         let mut out = Vec::with_capacity(payload.len() + 4);
         // A payload that ends on a full frame (or is empty) is closed by an empty one.
@@ -267,9 +276,11 @@ impl Connection {
         if let Some(tail) = tail {
             self.frame(&mut out, tail);
         }
-        self.stream.write_all(&out).await?;
-        self.stream.flush().await?;
-        Ok(())
+        let sent = async {
+            self.stream.write_all(&out).await?;
+            self.stream.flush().await
+        };
+        Ok(within(self.silence, sent).await?)
     }
 
     fn frame(&mut self, out: &mut Vec<u8>, chunk: &[u8]) {
@@ -281,7 +292,8 @@ impl Connection {
 
     async fn fill(&mut self) -> Wire<()> {
         self.buffer.reserve(READ_BUFFER / 2);
-        if self.stream.read_buf(&mut self.buffer).await? == 0 {
+        let read = self.stream.read_buf(&mut self.buffer);
+        if within(self.silence, read).await? == 0 {
             return Err(WireError::Io(std::io::ErrorKind::UnexpectedEof.into()));
         }
         Ok(())
@@ -497,6 +509,20 @@ impl Connection {
         }
         let row = self.last_packet().get(1..).unwrap_or_default();
         Ok(Some((row, self.oversized)))
+    }
+}
+
+/// Waits for the network, as long as the server may be silent.
+pub(super) async fn within<T>(
+    silence: Duration,
+    io: impl Future<Output = std::io::Result<T>>,
+) -> std::io::Result<T> {
+    match tokio::time::timeout(silence, io).await {
+        Ok(done) => done,
+        Err(_) => {
+            let text = format!("the source has been silent for {silence:?}");
+            Err(std::io::Error::new(std::io::ErrorKind::TimedOut, text))
+        }
     }
 }
 

@@ -23,9 +23,9 @@
 //!
 //! A partitioned table has no order of blocks. A table without a key needs one exact read (INV-6).
 
+use super::connect::Client;
 use super::connect::{query_error, table_ident};
 use caudal_model::{ChunkBound, Error, Result, TableSchema};
-use tokio_postgres::Client;
 
 /// What the first text of such a bound is: no value of a key, for the server has no text with
 /// a zero byte.

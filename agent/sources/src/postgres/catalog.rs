@@ -3,12 +3,12 @@
 //! Discovery and the tail ask for types with the same query, so that a column whose
 //! definition did not change is described by the same words in both.
 
+use super::connect::Client;
 use super::connect::{query_error, table_ident};
 use super::mapping::{self, BaseType, Mapped};
 use super::partitions::Parts;
 use caudal_model::{Result, TableName};
 use std::collections::HashMap;
-use tokio_postgres::Client;
 
 /// A type with its modifier, as a column has it.
 pub type TypeKey = (u32, i32);

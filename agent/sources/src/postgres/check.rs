@@ -3,13 +3,13 @@
 //! Nothing is changed here, and nothing but a failed connection is an error: what is
 //! missing is a finding.
 
+use super::connect::Client;
 use super::connect::{ident, query_error, table_ident};
 use super::replication::ReplicationConnection;
 use super::schema::{self, Catalog, CatalogTable};
 use super::slot::Publication;
 use super::{Shared, catalog, slot};
 use caudal_model::{Class, Finding, Result, Severity, TableName};
-use tokio_postgres::Client;
 
 const OLDEST: i32 = 140_000;
 

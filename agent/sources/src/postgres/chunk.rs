@@ -10,6 +10,7 @@
 
 use super::blocks::{Blocks, Bound};
 use super::catalog::{self, CatalogColumn};
+use super::connect::Client;
 use super::connect::{self, ident, literal, query_error, table_ident};
 use super::copy::Copy;
 use super::mapping::{self, Mapped};
@@ -27,7 +28,6 @@ use caudal_model::{
 use futures::StreamExt;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio_postgres::Client;
 
 /// How long an exact read tries to get a lock and a state that shows everything.
 const EXACT_PATIENCE: Duration = Duration::from_secs(9);
@@ -601,7 +601,7 @@ impl ChunkReader for PostgresReader {
             if copy.decode(into)? {
                 return Ok(ChunkEvent::Full);
             }
-            match copy.stream.next().await {
+            match self.client.within(copy.stream.next()).await {
                 Some(Ok(bytes)) => copy.receive(bytes),
                 Some(Err(e)) => {
                     let error = unsplittable(&copy.schema, table_error(&copy.schema.table, e));

@@ -8,12 +8,97 @@ use super::Shared;
 use crate::{TlsMode, tls};
 use caudal_model::{Class, Error, Kind, Result};
 use secrecy::ExposeSecret;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::task::AbortHandle;
 use tokio_postgres::config::SslMode;
 use tokio_postgres::error::SqlState;
-use tokio_postgres::{Client, Config, NoTls};
+use tokio_postgres::types::ToSql;
+use tokio_postgres::{Config, CopyOutStream, NoTls, Row};
 use tokio_postgres_rustls::MakeRustlsConnect;
+
+/// How long a connection that is not needed any more may take to end.
+const GOODBYE_WITHIN: Duration = Duration::from_secs(5);
+
+type Answer<T> = std::result::Result<T, tokio_postgres::Error>;
+
+/// A connection whose answers are waited for within a limit: past it the connection is
+/// given up, so that a half-open one holds nobody up for ever.
+pub struct Client {
+    inner: tokio_postgres::Client,
+    driver: AbortHandle,
+    patience: Duration,
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        // A server that never reads would keep the driver waiting to say goodbye.
+        let driver = self.driver.clone();
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(async move {
+                tokio::time::sleep(GOODBYE_WITHIN).await;
+                driver.abort();
+            });
+        }
+    }
+}
+
+impl Client {
+    /// Waits for an answer, or for the next piece of one.
+    pub async fn within<T>(&self, answer: impl Future<Output = T>) -> T {
+        let mut answer = pin!(answer);
+        match tokio::time::timeout(self.patience, &mut answer).await {
+            Ok(answered) => answered,
+            Err(_) => {
+                tracing::warn!(patience = ?self.patience, "the source does not answer; its connection is given up");
+                // Whatever waits for this connection now fails with its end.
+                self.driver.abort();
+                answer.await
+            }
+        }
+    }
+
+    /// [`tokio_postgres::Client::query`]
+    pub async fn query(&self, sql: &str, with: &[&(dyn ToSql + Sync)]) -> Answer<Vec<Row>> {
+        self.within(self.inner.query(sql, with)).await
+    }
+
+    /// [`tokio_postgres::Client::query_one`]
+    pub async fn query_one(&self, sql: &str, with: &[&(dyn ToSql + Sync)]) -> Answer<Row> {
+        self.within(self.inner.query_one(sql, with)).await
+    }
+
+    /// [`Self::query_one`] of what the server may rightly take any time for: the caller sees to
+    /// it that the server is still there.
+    pub async fn query_one_at_leisure(
+        &self,
+        sql: &str,
+        with: &[&(dyn ToSql + Sync)],
+    ) -> Answer<Row> {
+        self.inner.query_one(sql, with).await
+    }
+
+    /// [`tokio_postgres::Client::query_opt`]
+    pub async fn query_opt(&self, sql: &str, with: &[&(dyn ToSql + Sync)]) -> Answer<Option<Row>> {
+        self.within(self.inner.query_opt(sql, with)).await
+    }
+
+    /// [`tokio_postgres::Client::batch_execute`]
+    pub async fn batch_execute(&self, sql: &str) -> Answer<()> {
+        self.within(self.inner.batch_execute(sql)).await
+    }
+
+    /// [`tokio_postgres::Client::copy_out`]; what it sends is awaited by [`Self::within`].
+    pub async fn copy_out(&self, sql: &str) -> Answer<CopyOutStream> {
+        self.within(self.inner.copy_out(sql)).await
+    }
+
+    /// [`tokio_postgres::Client::is_closed`]
+    pub fn is_closed(&self) -> bool {
+        self.inner.is_closed()
+    }
+}
 
 /// Settings of every session.
 ///
@@ -86,14 +171,13 @@ pub async fn connect_to(
             TlsMode::Require | TlsMode::VerifyCa | TlsMode::VerifyFull => SslMode::Require,
         });
     let attempt = async {
-        match tls::client_config(&o.tls)? {
+        let (inner, driver) = match tls::client_config(&o.tls)? {
             None => {
                 let (client, connection) = config
                     .connect(NoTls)
                     .await
                     .map_err(|e| connect_error(e, &at))?;
-                tokio::spawn(connection);
-                Ok(client)
+                (client, tokio::spawn(connection).abort_handle())
             }
             Some(tls) => {
                 let connector = MakeRustlsConnect::new(Arc::unwrap_or_clone(tls));
@@ -101,10 +185,14 @@ pub async fn connect_to(
                     .connect(connector)
                     .await
                     .map_err(|e| connect_error(e, &at))?;
-                tokio::spawn(connection);
-                Ok(client)
+                (client, tokio::spawn(connection).abort_handle())
             }
-        }
+        };
+        Ok(Client {
+            inner,
+            driver,
+            patience: o.read_timeout,
+        })
     };
     // The driver's own timeout covers the TCP connect only.
     match tokio::time::timeout(o.connect_timeout, attempt).await {
@@ -144,7 +232,7 @@ fn connect_error(e: tokio_postgres::Error, server: &str) -> Error {
         return query_error(e).context(at);
     }
     let text = e.to_string();
-    if text.contains("TLS") || text.contains("tls") {
+    if tls::is_refusal(&e) || text.contains("does not support TLS") {
         return tls_error(e.source().map_or(text, ToString::to_string)).context(at);
     }
     if text.contains("authentication") || text.contains("password missing") {

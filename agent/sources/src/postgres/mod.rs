@@ -10,8 +10,8 @@ use crate::{
 };
 use async_trait::async_trait;
 use caudal_model::{Finding, Position, Result, TableName};
+use connect::Client;
 use std::sync::Arc;
-use tokio_postgres::Client;
 
 mod blocks;
 pub(crate) mod catalog;
@@ -49,6 +49,10 @@ pub(crate) struct Shared {
     pub(crate) bases: replica::Bases,
     /// What the catalogue was seen to call the selected tables.
     pub(crate) names: names::Names,
+    /// The server process that reads the log for this agent, or did.
+    pub(crate) walsender: std::sync::atomic::AtomicI32,
+    /// The server's time when this agent first opened the log, as text.
+    pub(crate) began: std::sync::OnceLock<String>,
     /// One connection for questions, opened when it is first needed.
     control: tokio::sync::Mutex<Option<Arc<Client>>>,
     /// Transactions are wanted only once they have committed.
@@ -107,6 +111,8 @@ impl PostgresSource {
             delivered: visibility::Delivered::default(),
             bases: replica::Bases::default(),
             names: names::Names::default(),
+            walsender: std::sync::atomic::AtomicI32::new(0),
+            began: std::sync::OnceLock::new(),
             control: tokio::sync::Mutex::new(None),
             whole: false.into(),
         };

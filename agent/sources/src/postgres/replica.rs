@@ -13,13 +13,13 @@
 //! Each reader connects by itself, and a name may stand for several standbys: so each chunk waits
 //! for its table's base.
 
+use super::connect::Client;
 use super::connect::query_error;
 use super::{Lsn, Shared, slot};
 use caudal_model::{Error, Kind, Result, TableName};
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
-use tokio_postgres::Client;
 
 /// How long a standby may be behind before a worker gives its turn to another try.
 const PATIENCE: Duration = Duration::from_secs(60);

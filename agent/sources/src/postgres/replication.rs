@@ -32,6 +32,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 use tokio_postgres::tls::{MakeTlsConnect, TlsConnect};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
@@ -47,6 +48,9 @@ const MAX_MESSAGE: usize = (1 << 30) + (64 << 10);
 const UNCHECKED: &str = "SET client_encoding = 'SQL_ASCII'";
 /// How often the pump asks an idle server where its log stands.
 const STATUS_EVERY: Duration = Duration::from_secs(1);
+/// The longest that a server takes to answer while it is busy with a transaction that the
+/// publication leaves out: then it tells of itself at half of `wal_sender_timeout`.
+const SILENCE: Duration = Duration::from_secs(120);
 
 trait Io: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Io for T {}
@@ -57,6 +61,10 @@ pub struct ReplicationConnection {
     buf: BytesMut,
     /// The longest text of a value that is carried.
     longest: usize,
+    /// Nothing for so long, from a server that is asked every second, is a dead connection.
+    silence: Duration,
+    /// The id of the server's process.
+    pub server_process: i32,
 }
 
 /// The stream of a slot's changes.
@@ -157,6 +165,8 @@ impl ReplicationConnection {
             buf: BytesMut::with_capacity(READ_BYTES),
             // Bytes come as hex, behind a prefix.
             longest: o.value_bytes.saturating_mul(2).saturating_add(2),
+            silence: o.read_timeout.min(SILENCE),
+            server_process: 0,
         };
         connection.startup(shared).await?;
         Ok(connection)
@@ -182,10 +192,11 @@ impl ReplicationConnection {
         let mut connector = MakeRustlsConnect::new(Arc::unwrap_or_clone(config));
         let Ok(connect) =
             MakeTlsConnect::<TcpStream>::make_tls_connect(&mut connector, &shared.options.host);
-        let stream = connect
-            .connect(socket)
-            .await
-            .map_err(|e| tls_error(e.to_string()))?;
+        let stream = connect.connect(socket).await;
+        let stream = stream.map_err(|e| match tls::is_refusal(&e) {
+            true => tls_error(e.to_string()),
+            false => broken("the TLS handshake broke off").caused_by(e),
+        })?;
         Ok(Box::new(stream))
     }
 
@@ -234,9 +245,8 @@ impl ReplicationConnection {
                     let told = (body.name().ok(), body.value().ok());
                     unchecked |= told == (Some("server_encoding"), Some("SQL_ASCII"));
                 }
-                Message::CommandComplete(_)
-                | Message::BackendKeyData(_)
-                | Message::NoticeResponse(_) => {}
+                Message::BackendKeyData(body) => self.server_process = body.process_id(),
+                Message::CommandComplete(_) | Message::NoticeResponse(_) => {}
                 _ => {
                     return Err(Error::fatal(
                         Kind::Prerequisite,
@@ -307,6 +317,16 @@ impl ReplicationConnection {
         if timeline <= 1 {
             return Ok(String::new());
         }
+        let limit = self.silence;
+        let told = tokio::time::timeout(limit, self.history_of(timeline)).await;
+        told.unwrap_or_else(|_| {
+            Err(broken(&format!(
+                "the source did not answer within {limit:?}"
+            )))
+        })
+    }
+
+    async fn history_of(&mut self, timeline: u32) -> Result<String> {
         let mut out = BytesMut::new();
         frontend::query(&format!("TIMELINE_HISTORY {timeline}"), &mut out).map_err(io_error)?;
         self.send(&out).await?;
@@ -337,6 +357,22 @@ impl ReplicationConnection {
     /// Starts streaming after `from`, large transactions before their end if `unfinished`; the
     /// error's SQLSTATE comes with it.
     pub async fn start(
+        self,
+        slot: &str,
+        publication: &str,
+        from: Lsn,
+        unfinished: bool,
+    ) -> Result<ReplicationStream, (String, Error)> {
+        let limit = self.silence;
+        let begun =
+            tokio::time::timeout(limit, self.begin(slot, publication, from, unfinished)).await;
+        begun.unwrap_or_else(|_| {
+            let text = format!("the source did not start its stream within {limit:?}");
+            Err((String::new(), broken(&text)))
+        })
+    }
+
+    async fn begin(
         mut self,
         slot: &str,
         publication: &str,
@@ -393,6 +429,8 @@ impl ReplicationConnection {
             longest: self.longest,
             in_stream: false,
             oversize: None,
+            silence: self.silence,
+            heard: Instant::now(),
         };
         let pump = tokio::spawn(pump.run(sender));
         Ok(ReplicationStream {
@@ -419,6 +457,10 @@ struct Pump {
     in_stream: bool,
     /// A message that is being read without its long values.
     oversize: Option<Oversize>,
+    /// See [`ReplicationConnection::silence`].
+    silence: Duration,
+    /// When something was read, or reading began again after the tail had kept it waiting.
+    heard: Instant,
 }
 
 impl Pump {
@@ -442,7 +484,13 @@ impl Pump {
             }
             tokio::select! {
                 biased;
-                _ = status.tick() => self.report(true).await?,
+                _ = status.tick() => {
+                    if ready.is_none() && self.heard.elapsed() > self.silence {
+                        let text = format!("the source has been silent for {:?}", self.silence);
+                        return Err(broken(&text));
+                    }
+                    self.report(true).await?;
+                }
                 changed = self.acks.changed() => match changed {
                     Ok(()) => self.report(false).await?,
                     Err(_) => return Ok(()),
@@ -450,6 +498,7 @@ impl Pump {
                 permit = sender.reserve(), if ready.is_some() => match permit {
                     Ok(permit) => if let Some(buffer) = ready.take() {
                         permit.send(Ok(buffer));
+                        self.heard = Instant::now();
                     },
                     Err(_) => return Ok(()),
                 },
@@ -457,6 +506,7 @@ impl Pump {
                     if read.map_err(io_error)? == 0 {
                         return Err(broken("the server closed the replication connection"));
                     }
+                    self.heard = Instant::now();
                 }
             }
         }
@@ -536,7 +586,13 @@ impl Pump {
         out.put_u64(at);
         out.put_i64(pgoutput::now());
         out.put_u8(u8::from(reply));
-        self.io.write_all(&out).await.map_err(io_error)?;
-        self.io.flush().await.map_err(io_error)
+        let sent = async {
+            self.io.write_all(&out).await?;
+            self.io.flush().await
+        };
+        match tokio::time::timeout(self.silence, sent).await {
+            Ok(sent) => sent.map_err(io_error),
+            Err(_) => Err(broken("the source takes no status updates")),
+        }
     }
 }

@@ -2,6 +2,7 @@
 
 use super::Shared;
 use super::catalog::{self, CatalogColumn, ColumnType, TypeKey};
+use super::connect::Client;
 use super::connect::{ident, query_error, table_ident};
 use super::mapping;
 use super::names::{self, Look};
@@ -102,10 +103,7 @@ SELECT c.oid, n.nspname::text, c.relname::text, c.relkind::text, c.relpersistenc
  ORDER BY 2, 3";
 
 /// The selected tables as the catalogue has them, partitions with their root.
-pub(super) async fn catalog_tables(
-    client: &tokio_postgres::Client,
-    shared: &Shared,
-) -> Result<Catalog> {
+pub(super) async fn catalog_tables(client: &Client, shared: &Shared) -> Result<Catalog> {
     let rows = client.query(TABLES, &[]).await.map_err(query_error)?;
     let selection = &shared.options.selection;
     let all: Vec<CatalogTable> = rows.iter().map(catalog_table).collect();
@@ -168,7 +166,7 @@ fn catalog_table(row: &tokio_postgres::Row) -> CatalogTable {
 
 /// The types of all columns.
 pub(super) async fn column_types<'a>(
-    client: &tokio_postgres::Client,
+    client: &Client,
     columns: impl Iterator<Item = &'a CatalogColumn>,
 ) -> Result<HashMap<TypeKey, ColumnType>> {
     let keys: BTreeMap<TypeKey, ()> = columns.map(|c| (c.type_key, ())).collect();

@@ -13,6 +13,7 @@
 //! while it waited. A new slot needs no such wait, because its creation waits for every
 //! running transaction itself.
 
+use super::connect::Client;
 use super::connect::{self, ident, is_denied, literal, query_error, table_ident};
 use super::{Lsn, Shared, catalog};
 use crate::SourceProgress;
@@ -20,7 +21,6 @@ use caudal_model::{Error, Kind, Position, Result, TableName};
 use std::collections::HashSet;
 use std::future::Future;
 use std::time::{Duration, Instant};
-use tokio_postgres::Client;
 
 /// How long new tables wait for transactions that were writing to them.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -131,16 +131,20 @@ async fn create(shared: &Shared) -> Result<Position> {
         .map_err(query_error)?;
     let name = shared.slot();
     let sql = slot_sql(&name, catalog::server_version(&client).await?);
-    let create = async { client.query_one(&sql, &[]).await };
+    let create = async { client.query_one_at_leisure(&sql, &[]).await };
     tokio::pin!(create);
     let started = Instant::now();
     let row = loop {
         match tokio::time::timeout(Duration::from_secs(10), &mut create).await {
             Ok(row) => break row,
-            Err(_) => tracing::warn!(
-                waited_seconds = started.elapsed().as_secs(),
-                "creating the slot waits for transactions that were running before it"
-            ),
+            Err(_) => {
+                tracing::warn!(
+                    waited_seconds = started.elapsed().as_secs(),
+                    "creating the slot waits for transactions that were running before it"
+                );
+                // The answer may take hours; whether the server is there does not.
+                connect::connect(shared).await?;
+            }
         }
     };
     let row = row.map_err(|e| {
@@ -155,6 +159,11 @@ async fn create(shared: &Shared) -> Result<Position> {
                         ident(&shared.options.user),
                         sql
                     ))
+            }
+            // Another agent of the stream was faster; which of the two goes on, the lake decides.
+            "42710" => {
+                Error::retryable(Kind::Source, format!("the slot {name} was made meanwhile"))
+                    .caused_by(error)
             }
             _ => error.context(format!("creating the slot {name}")),
         }
@@ -567,7 +576,7 @@ pub(super) async fn progress(shared: &Shared, reached: &Position) -> Result<Sour
 
 /// Tries for some seconds while another connection holds the slot: after a broken
 /// connection the server needs a moment to notice.
-pub(super) async fn retry_while_active<T, F, A>(attempt: A) -> Result<T>
+pub(super) async fn retry_while_active<T, F, A>(shared: &Shared, attempt: A) -> Result<T>
 where
     F: Future<Output = Result<T, (String, Error)>>,
     A: Fn() -> F,
@@ -582,11 +591,55 @@ where
                         "is another agent of this stream running? otherwise the server will notice soon that the old connection is gone",
                     ));
                 }
+                let older_too = started.elapsed() > Duration::from_secs(1);
+                end_walsender(shared, older_too).await?;
                 tokio::time::sleep(Duration::from_millis(250)).await;
             }
             Err((_, e)) => return Err(e.context("starting replication")),
         }
     }
+}
+
+/// Ends the server's process that reads the slot, which the server itself would notice to be
+/// without a reader only after `wal_sender_timeout`: one of this agent, over a connection that
+/// was given up; and, where it has not ended by itself, one that is older than this agent. Its
+/// agent was fenced before the log was opened here, but may be paused or cut off. One that
+/// came later is left alone: it may have fenced this one.
+async fn end_walsender(shared: &Shared, older_too: bool) -> Result<()> {
+    let own = shared.walsender.load(std::sync::atomic::Ordering::Relaxed);
+    let began = shared.began.get().filter(|_| older_too);
+    let ended = shared
+        .control()
+        .await?
+        .query(
+            "SELECT a.pid, pg_terminate_backend(a.pid)
+               FROM pg_replication_slots s JOIN pg_stat_activity a ON a.pid = s.active_pid
+              WHERE s.slot_name = $1 AND (a.pid = $2 OR a.backend_start < $3::text::timestamptz)",
+            &[&shared.slot(), &own, &began],
+        )
+        .await
+        .map_err(query_error)?;
+    for row in ended {
+        let process: i32 = row.get(0);
+        tracing::warn!(
+            process,
+            "ended the server's process that held the slot for an earlier connection"
+        );
+    }
+    Ok(())
+}
+
+/// The server's time when this agent first asked.
+pub(super) async fn note_beginning(shared: &Shared, client: &Client) -> Result<()> {
+    if shared.began.get().is_none() {
+        let row = client
+            .query_one("SELECT clock_timestamp()::text", &[])
+            .await;
+        let now: String = row.map_err(query_error)?.get(0);
+        // Whoever was first is right.
+        let _ = shared.began.set(now);
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -63,6 +63,7 @@ impl PostgresTail {
     ) -> Result<Self> {
         let from = Lsn::of(from)?;
         let control = shared.control().await?;
+        slot::note_beginning(&shared, &control).await?;
         slot::require(&control, &shared, from).await?;
         let (snapshot, _) = Snapshot::take(&control).await?;
         let staging = Staging::open(&shared.options.spill_dir, shared.options.staging_bytes)?;
@@ -72,18 +73,21 @@ impl PostgresTail {
         for table in tables {
             decoder.track(table)?;
         }
-        let stream = slot::retry_while_active(|| async {
+        let stream = slot::retry_while_active(&shared, || async {
             let connection = ReplicationConnection::open(&shared)
                 .await
                 .map_err(|e| (String::new(), e))?;
-            connection
+            let process = connection.server_process;
+            let stream = connection
                 .start(
                     &shared.slot(),
                     &shared.publication(),
                     from,
                     !shared.whole.load(Ordering::Relaxed),
                 )
-                .await
+                .await?;
+            shared.walsender.store(process, Ordering::Relaxed);
+            Ok(stream)
         })
         .await?;
         Ok(PostgresTail {

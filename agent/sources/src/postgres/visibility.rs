@@ -28,13 +28,13 @@
 //! synchronous standbys, rule 3 does not apply.
 
 use super::Lsn;
+use super::connect::Client;
 use super::connect::query_error;
 use caudal_model::{Error, Kind, Result};
 use std::collections::{HashMap, VecDeque};
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
-use tokio_postgres::Client;
 
 /// See rule 3 above.
 const GRACE: Duration = Duration::from_secs(2);

@@ -14,6 +14,24 @@ pub(super) fn code_of<E: ProvideErrorMetadata>(error: &SdkError<E, HttpResponse>
         .and_then(ProvideErrorMetadata::code)
 }
 
+/// Whether the refusal is of what may be another thing by the next request: credentials,
+/// which are rotated, and the clock.
+pub(super) fn may_pass(error: &Error) -> bool {
+    const CODES: [&str; 7] = [
+        "ExpiredToken",
+        "TokenRefreshRequired",
+        "InvalidAccessKeyId",
+        "SignatureDoesNotMatch",
+        "InvalidToken",
+        "RequestTimeTooSkewed",
+        NO_CREDENTIALS,
+    ];
+    let text = error.to_string();
+    CODES.iter().any(|code| text.contains(code))
+}
+
+const NO_CREDENTIALS: &str = "no usable AWS credentials";
+
 /// The error of a request that did not succeed.
 pub(super) fn store_error<E>(doing: String, error: SdkError<E, HttpResponse>) -> Error
 where
@@ -33,7 +51,7 @@ where
     if lower.contains("credentials") || lower.contains("no providers in chain") {
         return Error::fatal(
             Kind::Prerequisite,
-            format!("{doing}: no usable AWS credentials{text}"),
+            format!("{doing}: {NO_CREDENTIALS}{text}"),
         )
         .hint(
             "give the agent a role (ECS task role, EC2 instance profile), or set \

@@ -14,13 +14,16 @@ use super::{ListedObject, PutOutcome, Store, StoreOptions, Upload};
 use async_trait::async_trait;
 use aws_config::{BehaviorVersion, Region};
 use aws_sdk_s3::Client;
+use aws_sdk_s3::config::http::HttpResponse;
 use aws_sdk_s3::config::retry::RetryConfig;
 use aws_sdk_s3::config::timeout::TimeoutConfig;
+use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::types::{Delete, ObjectIdentifier, ServerSideEncryption};
 use bytes::Bytes;
-use caudal_model::{Error, Kind, Result};
+use caudal_model::{Class, Error, Kind, Result};
 use fault::{code_of, store_error};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 use tokio::sync::Semaphore;
 
@@ -28,6 +31,10 @@ use tokio::sync::Semaphore;
 const PAGE: usize = 1000;
 /// Parts in flight of all uploads together: with 8 MiB parts, 64 MiB of memory (INV-9).
 const PARTS_IN_FLIGHT: usize = 8;
+/// How long the store may be silent, if nothing else is said.
+const SILENCE: Duration = Duration::from_secs(30);
+/// Bytes that reach the slowest store in a second, all parts in flight together.
+const SLOWEST_LINE: u64 = 64 << 10;
 /// Attempts where S3 says that a rival's conditional PUT is still running.
 const CONFLICT_ATTEMPTS: u32 = 6;
 
@@ -39,7 +46,12 @@ pub struct S3Store {
 
 #[derive(Debug)]
 struct Inner {
-    client: Client,
+    client: RwLock<Client>,
+    options: StoreOptions,
+    /// The credentials were refused: what the next request takes is resolved anew.
+    stale: AtomicBool,
+    /// Some request has been granted.
+    worked: AtomicBool,
     bucket: String,
     /// Empty, or ends in a slash.
     prefix: String,
@@ -54,32 +66,6 @@ impl S3Store {
     /// # Errors
     /// None yet: the first request shows whether the bucket is there.
     pub async fn open(bucket: &str, prefix: &str, options: &StoreOptions) -> Result<Self> {
-        let mut loader = aws_config::defaults(BehaviorVersion::latest())
-            .retry_config(RetryConfig::standard().with_max_attempts(4))
-            .timeout_config(
-                TimeoutConfig::builder()
-                    .connect_timeout(Duration::from_secs(5))
-                    .read_timeout(Duration::from_secs(30))
-                    // A part of 8 MiB at 70 KiB/s.
-                    .operation_attempt_timeout(Duration::from_secs(120))
-                    .operation_timeout(Duration::from_secs(300))
-                    .build(),
-            );
-        if let Some(region) = &options.region {
-            loader = loader.region(Region::new(region.clone()));
-        } else if options.endpoint.is_some() {
-            // Servers other than AWS take any; looking for one asks a metadata service.
-            let named = ["AWS_REGION", "AWS_DEFAULT_REGION"]
-                .iter()
-                .find_map(|v| std::env::var(v).ok());
-            loader = loader.region(Region::new(named.unwrap_or_else(|| "us-east-1".to_owned())));
-        }
-        if let Some(endpoint) = &options.endpoint {
-            loader = loader.endpoint_url(endpoint);
-        }
-        let config = aws_sdk_s3::config::Builder::from(&loader.load().await)
-            .force_path_style(options.path_style)
-            .build();
         let prefix = if prefix.is_empty() {
             String::new()
         } else {
@@ -87,7 +73,10 @@ impl S3Store {
         };
         Ok(S3Store {
             inner: Arc::new(Inner {
-                client: Client::from_conf(config),
+                client: RwLock::new(connect(options).await),
+                options: options.clone(),
+                stale: AtomicBool::new(false),
+                worked: AtomicBool::new(false),
                 bucket: bucket.to_owned(),
                 prefix,
                 sse_kms_key_id: options.sse_kms_key_id.clone(),
@@ -97,7 +86,85 @@ impl S3Store {
     }
 }
 
+/// A client with credentials that are resolved when it first needs them.
+async fn connect(options: &StoreOptions) -> Client {
+    let silence = options.read_timeout.unwrap_or(SILENCE);
+    let mut loader = aws_config::defaults(BehaviorVersion::latest())
+        .retry_config(RetryConfig::standard().with_max_attempts(4))
+        .timeout_config(
+            TimeoutConfig::builder()
+                .connect_timeout(Duration::from_secs(5))
+                .read_timeout(silence)
+                .operation_attempt_timeout(silence * 4)
+                .operation_timeout(silence * 10)
+                .build(),
+        );
+    if let Some(region) = &options.region {
+        loader = loader.region(Region::new(region.clone()));
+    } else if options.endpoint.is_some() {
+        // Servers other than AWS take any; looking for one asks a metadata service.
+        let named = ["AWS_REGION", "AWS_DEFAULT_REGION"]
+            .iter()
+            .find_map(|v| std::env::var(v).ok());
+        loader = loader.region(Region::new(named.unwrap_or_else(|| "us-east-1".to_owned())));
+    }
+    if let Some(endpoint) = &options.endpoint {
+        loader = loader.endpoint_url(endpoint);
+    }
+    let config = aws_sdk_s3::config::Builder::from(&loader.load().await)
+        .force_path_style(options.path_style)
+        .build();
+    Client::from_conf(config)
+}
+
 impl Inner {
+    async fn client(&self) -> Client {
+        let held = |c: &RwLock<Client>| c.read().unwrap_or_else(PoisonError::into_inner).clone();
+        if !self.stale.swap(false, Ordering::Relaxed) {
+            return held(&self.client);
+        }
+        let fresh = connect(&self.options).await;
+        *self.client.write().unwrap_or_else(PoisonError::into_inner) = fresh.clone();
+        fresh
+    }
+
+    /// The time limits of a request with a body, which all parts in flight share the line with:
+    /// the SDK's limit for an answer begins before the body is sent.
+    fn limits(&self, bytes: usize) -> aws_sdk_s3::config::Builder {
+        let silence = self.options.read_timeout.unwrap_or(SILENCE);
+        let share = bytes.saturating_mul(PARTS_IN_FLIGHT) as u64;
+        let attempt = silence + Duration::from_secs(share / SLOWEST_LINE);
+        aws_sdk_s3::config::Builder::new().timeout_config(
+            TimeoutConfig::builder()
+                .read_timeout(attempt)
+                .operation_attempt_timeout(attempt + silence)
+                .operation_timeout((attempt + silence) * 4)
+                .build(),
+        )
+    }
+
+    /// The error of a request. Credentials that were good and are refused may have been
+    /// replaced: they are resolved anew, and the request may be tried again.
+    fn failed<E>(&self, doing: &str, key: &str, e: SdkError<E, HttpResponse>) -> Error
+    where
+        E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
+    {
+        let error = store_error(self.at(doing, key), e);
+        if !fault::may_pass(&error) {
+            return error;
+        }
+        self.stale.store(true, Ordering::Relaxed);
+        if error.class() == Class::Retryable || !self.worked.load(Ordering::Relaxed) {
+            return error;
+        }
+        let hint = error.hint_text().unwrap_or_default().to_owned();
+        Error::retryable(Kind::Store, error.to_string()).hint(hint)
+    }
+
+    fn granted(&self) {
+        self.worked.store(true, Ordering::Relaxed);
+    }
+
     fn key(&self, key: &str) -> String {
         format!("{}{key}", self.prefix)
     }
@@ -115,7 +182,8 @@ impl Inner {
     async fn try_create(&self, key: &str, bytes: Bytes) -> Result<Option<PutOutcome>> {
         let (encryption, kms_key) = self.encryption();
         let sent = self
-            .client
+            .client()
+            .await
             .put_object()
             .bucket(&self.bucket)
             .key(self.key(key))
@@ -126,18 +194,20 @@ impl Inner {
             .send()
             .await;
         let Err(e) = sent else {
+            self.granted();
             return Ok(Some(PutOutcome::Created));
         };
         match (e.raw_response().map(|r| r.status().as_u16()), code_of(&e)) {
             (Some(412), _) | (_, Some("PreconditionFailed")) => Ok(Some(PutOutcome::Exists)),
             (Some(409), _) | (_, Some("ConditionalRequestConflict")) => Ok(None),
-            _ => Err(store_error(self.at("create", key), e)),
+            _ => Err(self.failed("create", key, e)),
         }
     }
 
     async fn try_get(&self, key: &str) -> Result<Option<Bytes>> {
         let sent = self
-            .client
+            .client()
+            .await
             .get_object()
             .bucket(&self.bucket)
             .key(self.key(key))
@@ -145,11 +215,14 @@ impl Inner {
             .await;
         match sent {
             Ok(object) => match object.body.collect().await {
-                Ok(body) => Ok(Some(body.into_bytes())),
+                Ok(body) => {
+                    self.granted();
+                    Ok(Some(body.into_bytes()))
+                }
                 Err(e) => Err(Error::retryable(Kind::Store, self.at("read", key)).caused_by(e)),
             },
             Err(e) if code_of(&e) == Some("NoSuchKey") => Ok(None),
-            Err(e) => Err(store_error(self.at("read", key), e)),
+            Err(e) => Err(self.failed("read", key, e)),
         }
     }
 
@@ -209,7 +282,8 @@ impl Store for S3Store {
         let mut token = None;
         while found.len() < limit {
             let page = inner
-                .client
+                .client()
+                .await
                 .list_objects_v2()
                 .bucket(&inner.bucket)
                 .prefix(inner.key(prefix))
@@ -222,7 +296,8 @@ impl Store for S3Store {
                 .max_keys((limit - found.len()).min(PAGE) as i32)
                 .send()
                 .await
-                .map_err(|e| store_error(inner.at("list", prefix), e))?;
+                .map_err(|e| inner.failed("list", prefix, e))?;
+            inner.granted();
             for object in page.contents() {
                 let key = inner.relative(object.key().unwrap_or_default())?.to_owned();
                 found.push(ListedObject {
@@ -245,7 +320,8 @@ impl Store for S3Store {
         let mut token = None;
         loop {
             let page = inner
-                .client
+                .client()
+                .await
                 .list_objects_v2()
                 .bucket(&inner.bucket)
                 .prefix(&full)
@@ -253,7 +329,7 @@ impl Store for S3Store {
                 .set_continuation_token(token)
                 .send()
                 .await
-                .map_err(|e| store_error(inner.at("list", prefix), e))?;
+                .map_err(|e| inner.failed("list", prefix, e))?;
             for dir in page.common_prefixes() {
                 let name = dir.prefix().and_then(|p| p.strip_prefix(&full));
                 names.extend(name.and_then(|n| n.strip_suffix('/')).map(str::to_owned));
@@ -286,13 +362,14 @@ impl Store for S3Store {
                 .build()
                 .map_err(invalid)?;
             let sent = inner
-                .client
+                .client()
+                .await
                 .delete_objects()
                 .bucket(&inner.bucket)
                 .delete(delete)
                 .send()
                 .await;
-            let reply = sent.map_err(|e| store_error(inner.at("delete from", ""), e))?;
+            let reply = sent.map_err(|e| inner.failed("delete from", "", e))?;
             let failed = reply
                 .errors()
                 .iter()
@@ -316,7 +393,8 @@ impl Store for S3Store {
         let (mut key_marker, mut id_marker) = (None, None);
         loop {
             let page = inner
-                .client
+                .client()
+                .await
                 .list_multipart_uploads()
                 .bucket(&inner.bucket)
                 .prefix(inner.key(prefix))
@@ -324,7 +402,7 @@ impl Store for S3Store {
                 .set_upload_id_marker(id_marker)
                 .send()
                 .await
-                .map_err(|e| store_error(inner.at("list the uploads below", prefix), e))?;
+                .map_err(|e| inner.failed("list the uploads below", prefix, e))?;
             for upload in page.uploads() {
                 let (Some(key), Some(id)) = (upload.key(), upload.upload_id()) else {
                     continue;

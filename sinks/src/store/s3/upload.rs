@@ -5,7 +5,7 @@
 //! completed never becomes an object; its parts stay until they are aborted.
 
 use super::Inner;
-use super::fault::{code_of, store_error};
+use super::fault::code_of;
 use crate::store::Upload;
 use async_trait::async_trait;
 use aws_sdk_s3::config::http::HttpResponse;
@@ -59,7 +59,8 @@ impl S3Upload {
         let (encryption, kms_key) = self.inner.encryption();
         let reply = self
             .inner
-            .client
+            .client()
+            .await
             .create_multipart_upload()
             .bucket(&self.inner.bucket)
             .key(self.inner.key(&self.key))
@@ -68,7 +69,7 @@ impl S3Upload {
             .set_ssekms_key_id(kms_key)
             .send()
             .await
-            .map_err(|e| store_error(self.inner.at("start", &self.key), e))?;
+            .map_err(|e| self.inner.failed("start", &self.key, e))?;
         let id: Arc<str> = reply
             .upload_id()
             .ok_or_else(|| Error::retryable(Kind::Store, "the store gave an upload no id"))?
@@ -91,11 +92,13 @@ impl S3Upload {
             self.done.push(landed(joined)?);
         }
         let (inner, key, number) = (self.inner.clone(), self.key.clone(), self.next_part);
+        let limits = inner.limits(body.len());
         self.next_part += 1;
         self.flying.spawn(async move {
             let _permit = permit;
             let reply = inner
-                .client
+                .client()
+                .await
                 .upload_part()
                 .bucket(&inner.bucket)
                 .key(inner.key(&key))
@@ -103,9 +106,11 @@ impl S3Upload {
                 .part_number(number)
                 .checksum_algorithm(ChecksumAlgorithm::Crc32)
                 .body(body.into())
+                .customize()
+                .config_override(limits)
                 .send()
                 .await
-                .map_err(|e| store_error(inner.at("upload", &key), e))?;
+                .map_err(|e| inner.failed("upload", &key, e))?;
             Ok(CompletedPart::builder()
                 .part_number(number)
                 .set_e_tag(reply.e_tag)
@@ -116,18 +121,22 @@ impl S3Upload {
     }
 
     async fn put_whole(self: Box<Self>) -> Result<()> {
+        let limits = self.inner.limits(self.buffer.len());
         let (encryption, kms_key) = self.inner.encryption();
         self.inner
-            .client
+            .client()
+            .await
             .put_object()
             .bucket(&self.inner.bucket)
             .key(self.inner.key(&self.key))
             .set_server_side_encryption(encryption)
             .set_ssekms_key_id(kms_key)
             .body(self.buffer.freeze().into())
+            .customize()
+            .config_override(limits)
             .send()
             .await
-            .map_err(|e| store_error(self.inner.at("write", &self.key), e))?;
+            .map_err(|e| self.inner.failed("write", &self.key, e))?;
         Ok(())
     }
 
@@ -143,7 +152,8 @@ impl S3Upload {
         let parts = self.done.len();
         let sent = self
             .inner
-            .client
+            .client()
+            .await
             .complete_multipart_upload()
             .bucket(&self.inner.bucket)
             .key(self.inner.key(&self.key))
@@ -162,7 +172,7 @@ impl S3Upload {
             Err(e) if is_unclear(&e) && self.inner.holds(&self.key, self.bytes, parts).await? => {
                 Ok(())
             }
-            Err(e) => Err(store_error(self.inner.at("complete", &self.key), e)),
+            Err(e) => Err(self.inner.failed("complete", &self.key, e)),
         }
     }
 }
@@ -225,7 +235,8 @@ impl Inner {
     /// Ends a multipart upload; whether it was there.
     pub(super) async fn abort_upload(&self, key: &str, id: &str) -> Result<bool> {
         let sent = self
-            .client
+            .client()
+            .await
             .abort_multipart_upload()
             .bucket(&self.bucket)
             .key(self.key(key))
@@ -235,14 +246,15 @@ impl Inner {
         match sent {
             Ok(_) => Ok(true),
             Err(e) if code_of(&e) == Some("NoSuchUpload") => Ok(false),
-            Err(e) => Err(store_error(self.at("abort", key), e)),
+            Err(e) => Err(self.failed("abort", key, e)),
         }
     }
 
     /// Whether the key holds an object of this length that was made of so many parts.
     async fn holds(&self, key: &str, bytes: u64, parts: usize) -> Result<bool> {
         let sent = self
-            .client
+            .client()
+            .await
             .head_object()
             .bucket(&self.bucket)
             .key(self.key(key))
@@ -256,7 +268,7 @@ impl Inner {
                 Ok(length == Some(bytes) && tag.ends_with(&made_of))
             }
             Err(e) if e.raw_response().is_some_and(|r| r.status().as_u16() == 404) => Ok(false),
-            Err(e) => Err(store_error(self.at("look at", key), e)),
+            Err(e) => Err(self.failed("look at", key, e)),
         }
     }
 }
