@@ -67,13 +67,8 @@ fn file_entry(path: &str, last_seq: i64) -> FileEntry {
 
 fn naming(mut entry: LogEntry, files: Vec<FileEntry>) -> LogEntry {
     let table = TableEntry {
-        table: orders(),
-        schema_version: 1,
-        snapshot: None,
         files,
-        error: None,
-        ended: false,
-        again: false,
+        ..TableEntry::untouched(orders(), 1)
     };
     entry.tables = vec![table];
     entry

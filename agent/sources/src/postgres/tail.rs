@@ -62,7 +62,7 @@ impl PostgresTail {
     ) -> Result<Self> {
         let from = Lsn::of(from)?;
         let control = shared.control().await?;
-        slot::require(&control, &shared, from).await?;
+        let confirmed = slot::require(&control, &shared, from).await?;
         let (snapshot, _) = Snapshot::take(&control).await?;
         let staging = Staging::open(&shared.options.spill_dir, shared.options.staging_bytes)?;
         // A name may have gone to another table while nobody looked.
@@ -76,7 +76,7 @@ impl PostgresTail {
                 .await
                 .map_err(|e| (String::new(), e))?;
             connection
-                .start(&shared.slot(), &shared.publication(), from)
+                .start(&shared.slot(), &shared.publication(), from, confirmed)
                 .await
         })
         .await?;
@@ -296,6 +296,13 @@ impl Tail for PostgresTail {
         match Lsn::of(through) {
             Ok(lsn) => self.stream.acknowledge(lsn),
             Err(e) => tracing::error!(error = %e, "a position cannot be acknowledged"),
+        }
+    }
+
+    fn written(&mut self, through: &Position) {
+        match Lsn::of(through) {
+            Ok(lsn) => self.stream.written(lsn),
+            Err(e) => tracing::error!(error = %e, "a position cannot be reported"),
         }
     }
 
