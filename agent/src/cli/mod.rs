@@ -128,17 +128,18 @@ enum CheckpointsCommand {
 }
 
 #[derive(Debug, clap::Args)]
-#[group(id = "target", required = true, multiple = false, args = ["epoch", "to_time", "to_position"])]
+#[command(group = clap::ArgGroup::new("target").required(true))]
 struct RewindArguments {
     /// The commit's number.
+    #[arg(group = "target")]
     epoch: Option<u64>,
 
     /// The newest commit that was made by then, such as `2026-11-21T10:00:00Z`.
-    #[arg(long, value_name = "TIME", value_parser = checkpoints::parse_time)]
+    #[arg(long, group = "target", value_name = "TIME", value_parser = checkpoints::parse_time)]
     to_time: Option<chrono::DateTime<chrono::Utc>>,
 
     /// The newest commit that reaches no further than this position of the source.
-    #[arg(long, value_name = "POSITION")]
+    #[arg(long, group = "target", value_name = "POSITION")]
     to_position: Option<String>,
 
     /// Say what would be dropped, and whether the source could replay it; change nothing.
@@ -304,6 +305,13 @@ mod tests {
         let e = Cli::try_parse_from(["caudal", "run", "--deadline", "15"]).unwrap_err();
         assert_eq!(e.exit_code(), 2);
         assert!(e.to_string().contains("`15` has no unit"), "{e}");
+        let rewind = |more: &[&str]| {
+            let args = [&["caudal", "checkpoints", "rewind"], more].concat();
+            Cli::try_parse_from(args).is_ok()
+        };
+        assert!(rewind(&["7"]) && rewind(&["7", "--dry-run", "--yes"]));
+        assert!(rewind(&["--to-time", "2026-11-21", "--dry-run"]));
+        assert!(!rewind(&["--dry-run"]) && !rewind(&["7", "--to-position", "0/1"]));
         assert_eq!(
             Cli::try_parse_from(["caudal", "merge"])
                 .unwrap_err()

@@ -5,7 +5,8 @@
 //! it knows, with `after` equal to that head's `through` (INV-2). A fence is an entry
 //! too: it takes the slot that the older generation would have used, which stops it
 //! there (INV-8). A writer that finds its slot taken reads it: its own bytes mean
-//! that the reply to an earlier attempt was lost, and the commit stands.
+//! that the reply to an earlier attempt was lost, and the commit stands. A rewind is an
+//! entry like a fence, which goes back to an older commit's positions.
 
 mod check;
 mod garbage;
