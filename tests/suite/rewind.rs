@@ -15,6 +15,12 @@ on_every_source!(
     refuses_what_cannot_be,
 );
 
+/// PostgreSQL alone is told what it may forget.
+#[test]
+fn what_is_older_than_the_window_is_let_go_postgres17() {
+    crate::trial::run(Version::Postgres17, "let_go", what_is_older_is_let_go);
+}
+
 /// An agent whose source keeps its log for longer than the test lasts.
 fn agent(t: &Trial) -> Result<Agent> {
     let mut agent = t.agent()?;
@@ -303,6 +309,34 @@ async fn refuses(t: &Trial) -> Result<()> {
         outcome.stderr
     );
     assert_eq!(t.log_entries()?.len(), before, "something was written");
+    agent.run_until_caught_up().await?;
+    t.expect_equal(&["items", "heap"]).await?;
+    Ok(())
+}
+
+/// Also by runs that are shorter than the window.
+async fn what_is_older_is_let_go(t: &Trial) -> Result<()> {
+    seed(t).await?;
+    let mut agent = agent(t)?;
+    agent.run_until_caught_up().await?;
+    let epoch = newest(&agent).await?["epoch"].to_string();
+    t.source.exec("delete from items where id = 1").await?;
+    agent.run_until_caught_up().await?;
+    json(&agent, &["rewind", &epoch, "--dry-run"], 0).await?;
+    agent.config.set("checkpoints.replay_window", "2s");
+    eventually("the source forgets what is older", async || {
+        t.source
+            .exec("update items set name = name || 'x' where id = 2")
+            .await?;
+        agent.run_until_caught_up().await?;
+        let dry = agent
+            .run(&["checkpoints", "rewind", &epoch, "--dry-run"])
+            .await?;
+        Ok((dry.code == Some(3)).then_some(()))
+    })
+    .await?;
+    let epoch = newest(&agent).await?["epoch"].to_string();
+    json(&agent, &["rewind", &epoch, "--dry-run"], 0).await?;
     agent.run_until_caught_up().await?;
     t.expect_equal(&["items", "heap"]).await?;
     Ok(())

@@ -300,7 +300,7 @@ impl CommitLog {
                 Placed::Taken(other) => {
                     check::follows(head.as_ref(), &other)
                         .map_err(|what| self.corrupt(epoch, &what))?;
-                    newer = self.read_following(other).await?;
+                    newer = self.read_following(*other).await?;
                     head = newer.last().cloned();
                 }
             }
@@ -391,7 +391,7 @@ impl CommitLog {
         if there == bytes {
             return Ok(Placed::Own);
         }
-        Ok(Placed::Taken(read::parse(&key, epoch, &there)?))
+        Ok(Placed::Taken(Box::new(read::parse(&key, epoch, &there)?)))
     }
 }
 
@@ -399,7 +399,7 @@ enum Placed {
     /// By this call, or by an attempt whose reply was lost.
     Own,
     /// By another, or by this writer with other contents.
-    Taken(LogEntry),
+    Taken(Box<LogEntry>),
 }
 
 fn fenced(ours: &LogEntry, theirs: &LogEntry) -> Error {
