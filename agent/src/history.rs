@@ -169,3 +169,131 @@ fn missing(epoch: u64) -> Error {
     )
     .hint("`caudal verify --log` names every file that is not as it was written")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use async_trait::async_trait;
+    use caudal_model::StreamPoint;
+    use caudal_sinks::{
+        EntryKind, Fault, MemoryStore, Operation, OperationKind, Rewind, StoreHook,
+    };
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    /// Counts the objects that are read.
+    struct Reads(AtomicU64);
+
+    #[async_trait]
+    impl StoreHook for Reads {
+        async fn before(&self, operation: &Operation) -> Fault {
+            let read = operation.kind == OperationKind::Get;
+            self.0.fetch_add(u64::from(read), Ordering::Relaxed);
+            Fault::None
+        }
+    }
+
+    fn point(n: u64) -> StreamPoint {
+        StreamPoint {
+            position: Position::new(n.to_string()),
+            seq: n as i64,
+        }
+    }
+
+    /// A log of this many commits after its fence, whose positions are their epochs.
+    async fn log_of(store: &MemoryStore, commits: u64) -> CommitLog {
+        let log = CommitLog::new(Arc::new(store.clone()), "shop");
+        let fence = log.fence(None, point(1), |_| Ok(Some(Vec::new()))).await;
+        let mut head = fence.unwrap().entry().clone();
+        for _ in 0..commits {
+            head = append(&log, &head).await;
+        }
+        log
+    }
+
+    async fn append(log: &CommitLog, head: &LogEntry) -> LogEntry {
+        let (epoch, after) = (head.epoch + 1, head.through.clone());
+        let kind = EntryKind::Append;
+        let through = point(epoch);
+        let entry = log.entry(
+            epoch,
+            head.generation,
+            kind,
+            after,
+            through,
+            Vec::new(),
+            epoch,
+        );
+        log.commit(entry).await.unwrap().entry().clone()
+    }
+
+    async fn rewind(store: &MemoryStore, to: u64) -> CommitLog {
+        let log = CommitLog::new(Arc::new(store.clone()), "shop");
+        let head = log.head(None).await.unwrap().unwrap();
+        let through = log.read(to).await.unwrap().unwrap().through;
+        let rewind = Rewind {
+            to,
+            through,
+            tables: Vec::new(),
+            state: Vec::new(),
+        };
+        let _ = log.rewind(&head, rewind).await.unwrap().unwrap();
+        log
+    }
+
+    #[tokio::test]
+    async fn history_goes_around_what_was_dropped() {
+        let store = MemoryStore::new();
+        let log = log_of(&store, 9).await;
+        // 1..=10; back to 7, one more, then back to 4.
+        drop(log);
+        let log = rewind(&store, 7).await;
+        let head = log.head(None).await.unwrap();
+        let fence = log
+            .fence(head.as_ref(), point(0), |_| Ok(Some(Vec::new())))
+            .await;
+        append(&log, fence.unwrap().entry()).await;
+        let log = rewind(&store, 4).await;
+        let mut kept = Vec::new();
+        let mut back = Backward::kept(&log, 14);
+        while let Some((entry, dropped)) = back.next().await.unwrap() {
+            assert_eq!(dropped, None);
+            kept.push(entry.epoch);
+        }
+        assert_eq!(kept, [14, 4, 3, 2, 1]);
+        let mut all = Vec::new();
+        let mut back = Backward::all(&log, 14, 2);
+        while let Some((_, dropped)) = back.next().await.unwrap() {
+            all.push(dropped.map_or(0, |d| d.by));
+        }
+        assert_eq!(all, [0, 14, 14, 14, 14, 14, 14, 14, 14, 14, 0, 0, 0, 0]);
+        assert_eq!(state_at(&log, 14).await.unwrap().through, point(4));
+        assert_eq!(state_at(&log, 10).await.unwrap().through, point(10));
+        let later = Utc::now() + chrono::Duration::hours(1);
+        let position = position_before(&log, 14, later).await.unwrap();
+        assert_eq!(position, Some(point(4).position));
+        let earlier = Utc::now() - chrono::Duration::hours(1);
+        assert_eq!(position_before(&log, 14, earlier).await.unwrap(), None);
+    }
+
+    #[tokio::test]
+    async fn a_long_log_is_read_as_far_as_it_is_shown() {
+        let store = MemoryStore::new();
+        log_of(&store, 20_000).await;
+        let reads = Arc::new(Reads(AtomicU64::new(0)));
+        let log = CommitLog::new(Arc::new(store.with_hook(reads.clone())), "shop");
+        let head = log.head(None).await.unwrap().unwrap();
+        let mut back = Backward::all(&log, head.epoch, 20);
+        for _ in 0..20 {
+            back.next().await.unwrap().unwrap();
+        }
+        let read = reads.0.load(Ordering::Relaxed);
+        assert!(read < 60, "{read} objects were read");
+        position_before(&log, head.epoch, Utc::now()).await.unwrap();
+        let read = reads.0.load(Ordering::Relaxed) - read;
+        assert!(read < 20, "{read} objects were read");
+        // Once back, once forward.
+        state_at(&log, head.epoch).await.unwrap();
+        assert!(reads.0.load(Ordering::Relaxed) < 2 * head.epoch + 200);
+    }
+}

@@ -75,6 +75,8 @@ pub struct Effect {
     pub replayable: bool,
     /// Why it has not.
     pub lost: Option<String>,
+    /// The lake is in that state already: there is nothing to do.
+    pub already: bool,
     /// The entry that did it.
     pub epoch: Option<u64>,
 }
@@ -131,7 +133,7 @@ impl Rewinding<'_> {
             } = self.plan(target).await?;
             self.require(&effect).await?;
             effect.replayable = true;
-            if effect.to == head.epoch {
+            if effect.already {
                 return Ok(effect);
             }
             self.crash.reach(crash::REWIND_PLANNED)?;
@@ -238,6 +240,7 @@ impl Rewinding<'_> {
             tables: effects.collect(),
             replayable: false,
             lost: None,
+            already: to.epoch == head.epoch || head.rewind_to == Some(to.epoch),
             epoch: None,
         };
         let rewind = Rewind {

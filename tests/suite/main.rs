@@ -25,6 +25,7 @@ mod restart;
 mod rewind;
 mod rocksdb_deleted;
 mod rollback_and_savepoint;
+mod runbook;
 mod s3_failing_and_slow;
 mod schema_change;
 mod sigkill;

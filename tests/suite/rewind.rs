@@ -97,6 +97,8 @@ async fn by_epoch_by_time_and_by_position(t: &Trial) -> Result<()> {
     assert_eq!(t.log_entries()?.len(), before, "a dry run wrote something");
 
     let done = json(&agent, &["rewind", &epoch], 0).await?;
+    let again = json(&agent, &["rewind", &epoch], 0).await?;
+    assert_eq!(again["already"], true, "{again}");
     assert_eq!(t.log_entries()?.len(), before + 1, "{done}");
     let report = t.oracle()?.inspect().await?;
     assert_eq!(report.problems, Vec::<String>::new());

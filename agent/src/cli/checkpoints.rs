@@ -345,7 +345,7 @@ fn tell(output: &Output, e: &Effect) -> Result<()> {
     if output.is_json() {
         return output.json(e);
     }
-    let did = match (e.epoch, e.from == e.to) {
+    let did = match (e.epoch, e.already) {
         (Some(epoch), _) => format!("commit {epoch} made commit {} the head again", e.to),
         (None, true) => format!("commit {} is the head already", e.to),
         (None, false) => format!("a rewind would make commit {} the head again", e.to),
