@@ -27,8 +27,13 @@ pub const SCHEMA_WRITTEN: &str = "schema_written";
 /// Rows of an epoch are taken out of the buffer in the middle of a transaction.
 pub const FLUSHED: &str = "flushed";
 
+/// What a rewind drops is known; its log entry is not written.
+pub const REWIND_PLANNED: &str = "rewind_planned";
+/// A rewind's log entry is written; nobody has been told.
+pub const REWOUND: &str = "rewound";
+
 /// Every point, for tests that go through all of them.
-pub const ALL: [&str; 9] = [
+pub const ALL: [&str; 11] = [
     FENCED,
     UPLOADED,
     COMMITTED,
@@ -38,6 +43,8 @@ pub const ALL: [&str; 9] = [
     CHUNK_UPLOADED,
     SCHEMA_WRITTEN,
     FLUSHED,
+    REWIND_PLANNED,
+    REWOUND,
 ];
 
 type Hook = dyn Fn(&'static str) -> bool + Send + Sync;

@@ -335,13 +335,12 @@ impl Sealed {
             all.extend(files.remove(&table).unwrap_or_default());
             all.sort_by_key(|f| (f.first_seq, f.last_seq));
             tables.push(TableEntry {
-                table,
-                schema_version,
                 snapshot: part.snapshot,
                 files: all,
                 error: part.error,
                 ended: part.ended,
                 again: part.again,
+                ..TableEntry::untouched(table, schema_version)
             });
         }
         let entry = log.entry(

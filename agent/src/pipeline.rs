@@ -7,6 +7,7 @@
 
 mod copies;
 mod renewal;
+mod replay;
 mod watch;
 
 use crate::crash;
@@ -25,6 +26,7 @@ use caudal_model::{
 use caudal_sinks::SnapshotEntry;
 use caudal_sources::{ChunkReader, Tail, TailEvent};
 use renewal::Renewal;
+use replay::ReplayWindow;
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -84,6 +86,7 @@ pub struct Pipeline<'p> {
     last_commit: Instant,
     /// What the log has given in this attempt.
     given: u64,
+    replay: ReplayWindow,
 }
 
 /// What reaches the pipeline from beside the log.
@@ -118,6 +121,12 @@ impl<'p> Pipeline<'p> {
     ) -> Self {
         let epoch_sealed = recovered.state.epoch;
         let s = &parts.settings;
+        let holds = parts.source.keeps_until_acknowledged();
+        let window = if holds {
+            s.replay_window
+        } else {
+            Duration::ZERO
+        };
         let asked = parts.requests.as_ref().map(Requests::paused);
         let gate = Gate::new(s.budgets.clone(), asked.unwrap_or_default());
         let pace = Arc::new(Pace::new(s.workers, s.max_source_rows_per_second, gate));
@@ -152,6 +161,7 @@ impl<'p> Pipeline<'p> {
             reached,
             last_commit: Instant::now(),
             given: 0,
+            replay: ReplayWindow::new(window),
         }
     }
 
@@ -165,12 +175,14 @@ impl<'p> Pipeline<'p> {
         let mark = self.parts.source.catalog_mark().await?;
         let discovery = renewal::discover(self.parts.source.clone(), self.held()).await?;
         self.carried = discovery.found.iter().map(|t| t.table.clone()).collect();
+        self.number_anew(&mut epoch);
         let copies = self.resume_copies(&discovery.found)?;
         let tracked = self.tracked();
         let from = self.state.through.position.clone();
         let mut tail = self.parts.source.open_tail(&from, tracked).await?;
         // A crash may have come between the commit and its acknowledgement.
-        tail.acknowledge(&from);
+        let (log, head) = (self.parts.log.clone(), self.state.epoch);
+        self.replay.opened(&log, head, &from, tail.as_mut()).await?;
         self.renewal.settle(Ok(discovery))?;
         self.parts.board.attempt_runs();
         self.publish_tables();
@@ -371,7 +383,8 @@ impl<'p> Pipeline<'p> {
         }
         self.parts.checkpoints.advance(&self.state, &changed)?;
         self.parts.crash.reach(crash::CHECKPOINTED)?;
-        tail.acknowledge(&done.receipt.through().position);
+        let through = &done.receipt.through().position;
+        self.replay.settled(through, tail);
         self.parts.crash.reach(crash::ACKNOWLEDGED)?;
 
         let files = || done.receipt.entry().tables.iter().flat_map(|t| &t.files);

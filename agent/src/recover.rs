@@ -109,7 +109,7 @@ pub fn apply(state: &mut Checkpoint, entry: &LogEntry) -> Result<Vec<usize>> {
             entry.generation, state.generation
         ));
     }
-    if entry.kind != EntryKind::Rewind && entry.after != state.through && state.epoch > 0 {
+    if entry.after != state.through && state.epoch > 0 {
         return gap("does not begin where its predecessor ends".to_owned());
     }
     state.epoch = entry.epoch;
@@ -120,6 +120,10 @@ pub fn apply(state: &mut Checkpoint, entry: &LogEntry) -> Result<Vec<usize>> {
     }
     if let Some(tables) = &entry.state {
         state.tables = tables.clone();
+    }
+    if entry.kind == EntryKind::Rewind {
+        // What it says of single tables is for readers: which files are gone.
+        return Ok((0..state.tables.len()).collect());
     }
     let mut changed = Vec::with_capacity(entry.tables.len());
     for table in &entry.tables {
@@ -155,6 +159,7 @@ fn apply_table(p: &mut TableProgress, entry: &TableEntry) {
     if entry.ended {
         *p = TableProgress {
             schema_version: p.schema_version,
+            greatest_version: p.greatest_version,
             rows: p.rows,
             copy: p.copy,
             ended: !entry.again,
@@ -171,6 +176,7 @@ fn apply_snapshot(p: &mut TableProgress, s: &SnapshotEntry) {
     if s.copy != p.copy {
         *p = TableProgress {
             schema_version: p.schema_version,
+            greatest_version: p.greatest_version,
             rows: p.rows,
             copy: s.copy,
             ..TableProgress::pending(p.table.clone())
@@ -254,6 +260,10 @@ mod tests {
             staged_from: epoch,
             server: None,
             state: None,
+            rewind_to: None,
+            last_rewind: 0,
+            previous: None,
+            sha256: None,
         }
     }
 
@@ -355,13 +365,9 @@ mod tests {
         let mut commit = |snapshot, files| {
             let mut e = entry(s.epoch + 1, 1, s.through.clone(), s.through.clone());
             e.tables = vec![TableEntry {
-                table: t.clone(),
-                schema_version: 1,
                 snapshot,
                 files,
-                error: None,
-                ended: false,
-                again: false,
+                ..TableEntry::untouched(t.clone(), 1)
             }];
             apply(&mut s, &e).unwrap();
             s.tables[0].clone()

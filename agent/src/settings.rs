@@ -91,6 +91,8 @@ pub struct Settings {
     pub copy_files: FileLimits,
     /// Where it is set, other processes may read chunks whose configuration has this digest.
     pub share: Option<String>,
+    /// How long the source keeps its log behind the lake, so that the stream can be rewound.
+    pub replay_window: Duration,
     /// A position without changes is committed this often.
     pub idle_commit: Duration,
     /// How often the source is asked how far it has got.

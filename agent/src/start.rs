@@ -137,6 +137,7 @@ fn settings(config: &Config) -> Result<Settings> {
             held_bytes,
         },
         share: Some(config.tables_digest()?),
+        replay_window: config.checkpoints.replay_window,
         // PostgreSQL waits at its shutdown until a replica has confirmed what was sent.
         idle_commit: config.commit.max_delay.max(Duration::from_secs(10)),
         lag_every: Duration::from_secs(5).min(config.stream.stall_after / 2),

@@ -15,6 +15,7 @@ mod resnapshot;
 pub use resnapshot::{no_such_table, resnapshot};
 
 use crate::crash::{self, CrashPoints};
+use crate::history;
 use crate::metrics;
 use crate::pipeline::{Pipeline, Recovered};
 use crate::recover::{self, Resume};
@@ -489,7 +490,7 @@ async fn remove_uncommitted_schemas(
     found: &[DiscoveredTable],
 ) -> Result<()> {
     let mut committed: HashMap<&TableName, u32> = found.iter().map(|t| (&t.table, 0)).collect();
-    committed.extend(state.tables.iter().map(|t| (&t.table, t.schema_version)));
+    committed.extend(state.tables.iter().map(|t| (&t.table, t.last_version())));
     futures::stream::iter(committed)
         .map(|(table, version)| async move {
             let key = |v| log.layout().key(&Layout::schema(table, v));
@@ -559,60 +560,26 @@ async fn recover_state(parts: &mut Parts) -> Result<(Option<Checkpoint>, Option<
         (Some(h), Some(c)) if c.epoch > 0 && c.epoch < h.epoch => parts.log.read(c.epoch).await?,
         _ => None,
     };
+    let mut rebuilt = false;
     let mut state = match recover::plan_resume(head.as_ref(), checkpoint, at.as_ref())? {
         Resume::Fresh => return Ok((None, None)),
         Resume::Checkpoint(state) => *state,
         Resume::Rebuild(why) => {
             tracing::warn!(why, "rebuilding the checkpoint from the lake's log");
-            rebuild(parts, head.as_ref()).await?
+            // The head is there: without one the stream is fresh.
+            let head = head.as_ref().map_or(0, |h| h.epoch);
+            rebuilt = true;
+            history::state_at(&parts.log, head).await?
         }
     };
     let Some(head) = head else {
         return Ok((None, None));
     };
-    let mut changed = false;
-    while state.epoch < head.epoch {
-        let next = state.epoch + 1;
-        let entry = parts.log.read(next).await?.ok_or_else(|| {
-            Error::fatal(
-                Kind::Corrupt,
-                format!("commit {next} of the log is missing"),
-            )
-        })?;
-        recover::apply(&mut state, &entry)?;
-        changed = true;
-    }
-    if changed {
+    if rebuilt || state.epoch < head.epoch {
+        history::advance(&parts.log, &mut state, head.epoch).await?;
         parts.checkpoints.replace(&state)?;
     }
     Ok((Some(state), Some(head)))
-}
-
-/// Goes back to the last entry that carries the whole state.
-async fn rebuild(parts: &mut Parts, head: Option<&LogEntry>) -> Result<Checkpoint> {
-    let mut epoch = head.map_or(0, |h| h.epoch);
-    let mut entries = Vec::new();
-    let mut state = loop {
-        let Some(entry) = parts.log.read(epoch).await? else {
-            return Err(Error::fatal(
-                Kind::Corrupt,
-                format!("commit {epoch} of the log is missing"),
-            ));
-        };
-        if let Some(state) = recover::from_state(&entry) {
-            break state;
-        }
-        if epoch == 1 {
-            break recover::genesis(entry.after.clone());
-        }
-        entries.push(entry);
-        epoch -= 1;
-    };
-    for entry in entries.iter().rev() {
-        recover::apply(&mut state, entry)?;
-    }
-    parts.checkpoints.replace(&state)?;
-    Ok(state)
 }
 
 /// Every committed schema version's newest, from RocksDB or the lake.
@@ -622,7 +589,7 @@ async fn load_schemas(parts: &mut Parts, state: Checkpoint) -> Result<Recovered>
         local.insert((s.table.clone(), s.version), s);
     }
     let wanted = state.tables.iter();
-    let wanted = wanted.flat_map(|p| (1..=p.schema_version).map(|v| (p.table.clone(), v)));
+    let wanted = wanted.flat_map(|p| (1..=p.last_version()).map(|v| (p.table.clone(), v)));
     let absent: Vec<_> = wanted.filter(|w| !local.contains_key(w)).collect();
     let log = &parts.log;
     let fetched: Vec<TableSchema> = futures::stream::iter(absent)
@@ -643,7 +610,7 @@ async fn load_schemas(parts: &mut Parts, state: Checkpoint) -> Result<Recovered>
     let mut next_column_ids = HashMap::new();
     for p in &state.tables {
         let mut next_id = 1;
-        for version in 1..=p.schema_version {
+        for version in 1..=p.last_version() {
             let Some(schema) = local.remove(&(p.table.clone(), version)) else {
                 return Err(Error::bug("a schema version was not fetched"));
             };

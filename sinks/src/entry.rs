@@ -50,9 +50,23 @@ pub struct LogEntry {
     /// another server's begin.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub server: Option<String>,
-    /// The progress of every table, in a `fence`: recovery reads no further back.
+    /// The progress of every table, in a `fence` and a `rewind`: recovery reads no further back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub state: Option<Vec<TableProgress>>,
+    /// In a `rewind`: the commit that is the lake's state again. Those between the two are
+    /// dropped, and so is what they did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rewind_to: Option<u64>,
+    /// The epoch of the newest `rewind` up to this entry; 0 without one.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub last_rewind: u64,
+    /// The `sha256` of the entry before, so that the log is a chain.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub previous: Option<String>,
+    /// SHA-256, lower-case hex, of the file's bytes before this field and its comma. Always
+    /// the last field.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sha256: Option<String>,
 }
 
 /// One table's part of a commit.
@@ -77,10 +91,33 @@ pub struct TableEntry {
     /// With `ended`: it left only to be copied again.
     #[serde(default, skip_serializing_if = "is_false")]
     pub again: bool,
+    /// In a `rewind`: the paths of files of dropped commits, which no reader may use any more.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub removed: Vec<String>,
+}
+
+impl TableEntry {
+    /// A table that a commit names and does nothing to.
+    pub fn untouched(table: TableName, schema_version: u32) -> Self {
+        TableEntry {
+            table,
+            schema_version,
+            snapshot: None,
+            files: Vec::new(),
+            error: None,
+            ended: false,
+            again: false,
+            removed: Vec::new(),
+        }
+    }
 }
 
 fn is_false(b: &bool) -> bool {
     !b
+}
+
+fn is_zero(n: &u64) -> bool {
+    *n == 0
 }
 
 /// Progress of a table's copy.

@@ -31,15 +31,8 @@
 //! let mut file = log.file_writer(schema.clone(), epoch, generation, 0, &options).await?;
 //! let last_seq = batch.last_seq;
 //! file.write(batch).await?;
-//! let table = TableEntry {
-//!     table: schema.table.clone(),
-//!     schema_version: schema.version,
-//!     snapshot: None,
-//!     files: vec![file.finish().await?],
-//!     error: None,
-//!     ended: false,
-//!     again: false,
-//! };
+//! let mut table = TableEntry::untouched(schema.table.clone(), schema.version);
+//! table.files.push(file.finish().await?);
 //!
 //! // 4. The commit. After a retryable error the same entry may be committed again.
 //! let after = fence.through().clone();
@@ -62,7 +55,7 @@ pub mod work;
 
 pub use entry::{FileEntry, Kind as EntryKind, LogEntry, SnapshotEntry, TableEntry};
 pub use layout::{FileId, Layout, Partition};
-pub use log::{Carried, CommitLog, CommitReceipt, Removed};
+pub use log::{Carried, CommitLog, CommitReceipt, Extent, Removed, Rewind, Verified, Wrong};
 pub use parquet::{Codec, FileWriter, GroupWriter, PartitionBy, RowGroup, WriterOptions};
 pub use store::local::LocalStore;
 pub use store::memory::{Fault, MemoryStore, Operation, OperationKind, StoreHook};

@@ -138,6 +138,7 @@ class Lake:
         self.entries = []
         self.files = {}  # table -> [(entry, file)]
         self.seen_tables = {}
+        self.removed = set()  # by rewinds: in the store until a sweep
         self.read_log()
 
     def path(self, relative):
@@ -166,6 +167,8 @@ class Lake:
             self.check_chain(at, previous, entry)
             for table in entry["tables"]:
                 self.add_table(at, entry, table, paths)
+            if entry["kind"] == "rewind":
+                self.rewind(at, entry)
             self.entries.append(entry)
             previous = entry
 
@@ -181,21 +184,49 @@ class Lake:
         if kind == "append" and through["seq"] < after["seq"]:
             problem(f"{at}: _seq goes back from {after['seq']} to {through['seq']}")
         generation = previous["generation"] if previous else 0
-        wanted = generation + 1 if kind == "fence" else generation
+        if kind == "rewind" and through["seq"] > after["seq"]:
+            problem(f"{at}, a rewind, goes forward from {after} to {through}")
+        wanted = generation + 1 if kind in ("fence", "rewind") else generation
         if previous and entry["generation"] != wanted:
             problem(f"{at}, a {kind}, has generation {entry['generation']} after {generation}")
         if entry["generation"] < 1:
             problem(f"{at} has generation {entry['generation']}")
 
+    def rewind(self, at, entry):
+        """Takes the files of dropped commits away, which must be just those that it names."""
+        to = entry["rewind_to"]
+        target = next((e for e in self.entries if e["epoch"] == to), None)
+        if target is None or target["through"] != entry["through"]:
+            problem(f"{at} goes back to epoch {to}, which is not {entry['through']}")
+        state = {t["table"]: t for t in entry["state"]}
+        removed = {path for t in entry["tables"] for path in t.get("removed", [])}
+        dropped = {f["path"] for files in self.files.values() for e, f in files if e["epoch"] > to}
+        for path in sorted(removed ^ dropped)[:SHOWN]:
+            problem(f"{at}: {path} is {'removed and older' if path in removed else 'dropped and not named'}")
+        self.removed |= removed
+        for name, files in self.files.items():
+            self.files[name] = [(e, f) for e, f in files if f["path"] not in removed]
+        for name, seen in self.seen_tables.items():
+            then = state.get(name)
+            seen["live"] = seen["done"] = bool(then) and then["state"] == "live"
+            seen["bases"] = {b for e, b in seen["based"] if e <= to}
+            seen["based"] = [(e, b) for e, b in seen["based"] if e <= to]
+            if then:
+                seen["version"] = then["schema_version"]
+
     def add_table(self, at, entry, table, paths):
         name = table["table"]
-        seen = self.seen_tables.setdefault(name, {"done": False, "live": False, "bases": set()})
+        seen = self.seen_tables.setdefault(
+            name, {"done": False, "live": False, "bases": set(), "based": [], "version": None})
+        if entry["kind"] != "rewind":
+            seen["version"] = table["schema_version"]
         snapshot = table.get("snapshot")
         if snapshot:
             seen["done"] = snapshot["done"]
             seen["live"] = seen["live"] or snapshot.get("live", False)
             if "base_seq" in snapshot:
                 seen["bases"].add(snapshot["base_seq"])
+                seen["based"].append((entry["epoch"], snapshot["base_seq"]))
         for file in table.get("files", []):
             path = file["path"]
             if path in paths:
@@ -212,7 +243,7 @@ class Lake:
             self.files.setdefault(name, []).append((entry, file))
 
     def unreferenced(self):
-        named = {f["path"] for files in self.files.values() for _, f in files}
+        named = {f["path"] for files in self.files.values() for _, f in files} | self.removed
         found = []
         for directory, _, names in os.walk(self.root):
             relative = os.path.relpath(directory, self.root).replace(os.sep, "/")
@@ -253,7 +284,9 @@ class Table:
         self.sequences = []
         if not self.versions:
             return
-        self.newest = self.versions[-1]
+        # After a rewind there may be versions of commits that it dropped.
+        committed = lake.seen_tables.get(name, {}).get("version")
+        self.newest = next((v for v in self.versions if v["version"] == committed), self.versions[-1])
         self.columns = self.newest["columns"]
         self.report["columns"] = {c["name"]: c["lake_type"] for c in self.columns}
         ids = {c["name"]: c["id"] for c in self.columns}

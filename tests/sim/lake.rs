@@ -24,6 +24,7 @@ pub struct Lake {
 }
 
 struct Event {
+    epoch: u64,
     seq: i64,
     op: String,
     id: Option<i64>,
@@ -45,6 +46,7 @@ pub fn read(objects: &BTreeMap<String, Bytes>, keyed: &BTreeMap<TableName, bool>
     let mut named = BTreeSet::new();
     let mut live = BTreeSet::new();
     let mut seqs: HashMap<i64, (u64, bool)> = HashMap::new();
+    let mut files: BTreeMap<String, u64> = BTreeMap::new();
     let mut before: Option<Value> = None;
     let mut generation = 0;
     for (at, (epoch, e)) in entries.iter().enumerate() {
@@ -56,8 +58,8 @@ pub fn read(objects: &BTreeMap<String, Bytes>, keyed: &BTreeMap<TableName, bool>
         let g = e["generation"].as_u64().unwrap();
         assert!(g >= generation, "generation fell in {epoch}");
         assert!(
-            g > generation || e["kind"] != "fence",
-            "INV-8: a fence must raise the generation"
+            g > generation || (e["kind"] != "fence" && e["kind"] != "rewind"),
+            "INV-8: a fence or a rewind must raise the generation"
         );
         generation = g;
         if let Some(b) = &before {
@@ -67,10 +69,23 @@ pub fn read(objects: &BTreeMap<String, Bytes>, keyed: &BTreeMap<TableName, bool>
             );
         }
         let (after, through) = (seq(&e["after"]), seq(&e["through"]));
-        assert!(after <= through);
         before = Some(e["through"].clone());
+        if let Some(to) = e["rewind_to"].as_u64() {
+            assert!(through <= after, "a rewind forward in {epoch}");
+            let target = &entries[to as usize - 1].1;
+            assert_eq!(e["through"], target["through"], "rewind {epoch}");
+            rewind(*epoch, e, to, &mut files);
+            events
+                .values_mut()
+                .for_each(|t| t.retain(|r| r.epoch <= to));
+            seqs.retain(|_, (of, _)| *of <= to);
+            let then = e["state"].as_array().unwrap().iter();
+            live = then.filter(|t| t["state"] == "live").map(name).collect();
+            continue;
+        }
+        assert!(after <= through);
         for t in e["tables"].as_array().unwrap() {
-            let table: TableName = t["table"].as_str().unwrap().parse().unwrap();
+            let table = name(t);
             let snapshot = &t["snapshot"];
             if snapshot["live"] == true {
                 live.insert(table.clone());
@@ -85,6 +100,7 @@ pub fn read(objects: &BTreeMap<String, Bytes>, keyed: &BTreeMap<TableName, bool>
                     named.insert(format!("sim/{path}")),
                     "{path} is committed twice"
                 );
+                files.insert(path.to_owned(), *epoch);
                 let bytes = objects
                     .get(&format!("sim/{path}"))
                     .unwrap_or_else(|| panic!("INV-3: {path} of commit {epoch} does not exist"));
@@ -98,7 +114,7 @@ pub fn read(objects: &BTreeMap<String, Bytes>, keyed: &BTreeMap<TableName, bool>
                     of_copy || (first > after && last <= through),
                     "seq range of {path}"
                 );
-                let rows = rows(bytes);
+                let rows = rows(bytes, *epoch);
                 assert_eq!(f["rows"], rows.len());
                 for r in &rows {
                     assert!((first..=last).contains(&r.seq));
@@ -144,11 +160,26 @@ pub fn read(objects: &BTreeMap<String, Bytes>, keyed: &BTreeMap<TableName, bool>
     })
 }
 
+fn name(table: &Value) -> TableName {
+    table["table"].as_str().unwrap().parse().unwrap()
+}
+
+/// Takes the files of dropped commits away: just those, and all of them, must be named.
+fn rewind(epoch: u64, e: &Value, to: u64, files: &mut BTreeMap<String, u64>) {
+    let tables = e["tables"].as_array().unwrap().iter();
+    let removed = tables.flat_map(|t| t["removed"].as_array().into_iter().flatten());
+    let removed: BTreeSet<String> = removed.map(|p| p.as_str().unwrap().to_owned()).collect();
+    let dropped = files.iter().filter(|(_, at)| **at > to);
+    let dropped: BTreeSet<String> = dropped.map(|(path, _)| path.clone()).collect();
+    assert_eq!(removed, dropped, "files of rewind {epoch} to {to}");
+    files.retain(|path, _| !removed.contains(path));
+}
+
 fn seq(point: &Value) -> i64 {
     point["seq"].as_i64().unwrap()
 }
 
-fn rows(bytes: &Bytes) -> Vec<Event> {
+fn rows(bytes: &Bytes, epoch: u64) -> Vec<Event> {
     let reader = ParquetRecordBatchReaderBuilder::try_new(bytes.clone())
         .unwrap()
         .build()
@@ -170,6 +201,7 @@ fn rows(bytes: &Bytes) -> Vec<Event> {
         let cell = |c: &arrow::array::Int64Array, i: usize| (!c.is_null(i)).then(|| c.value(i));
         for i in 0..batch.num_rows() {
             out.push(Event {
+                epoch,
                 seq: seqs.value(i),
                 op: ops.value(i).to_owned(),
                 id: cell(id, i),

@@ -3,6 +3,7 @@
 use crate::lake;
 use async_trait::async_trait;
 use caudal::crash::CrashPoints;
+use caudal::rewind::{Rewinding, Target};
 use caudal::settings::{OnChange, Order, Settings, SnapshotMode};
 use caudal::snapshot::{Budgets, FileLimits, SizeLimits};
 use caudal::status::StatusBoard;
@@ -38,6 +39,8 @@ pub struct Tally {
     pub transactions: u64,
     /// Tables rewritten, dropped and created again.
     pub schema_changes: u64,
+    /// Rewinds that stand.
+    pub rewinds: u64,
 }
 
 impl AddAssign for Tally {
@@ -49,6 +52,7 @@ impl AddAssign for Tally {
         self.store_faults += o.store_faults;
         self.transactions += o.transactions;
         self.schema_changes += o.schema_changes;
+        self.rewinds += o.rewinds;
     }
 }
 
@@ -142,8 +146,10 @@ struct Life {
     checkpoints: caudal_checkpoints::MemoryStore,
     model: BTreeMap<TableName, Vec<Row>>,
     next_id: i64,
-    /// Two agents ran at once.
+    /// Two agents ran at once, or one was rewound under.
     rivals: bool,
+    /// Where it is not zero, the source keeps everything, and the stream is rewound.
+    replay_window: Duration,
     tally: Tally,
 }
 
@@ -164,8 +170,12 @@ impl Life {
             checkpoints: caudal_checkpoints::MemoryStore::new(),
             next_id: 1,
             rivals: false,
+            replay_window: Duration::ZERO,
             tally: Tally::default(),
         };
+        if chance(&life.dice, 3) {
+            life.replay_window = Duration::from_secs(86_400);
+        }
         for _ in 0..life.roll(0..20) {
             life.transaction();
         }
@@ -322,6 +332,7 @@ impl Life {
                 share: None,
                 worker_buffer_bytes: self.roll(50..2000) as usize,
                 copy_files: self.file_limits(),
+                replay_window: self.replay_window,
                 idle_commit: Duration::from_millis(200),
                 lag_every: Duration::from_secs(1),
                 stall_after: Duration::from_secs(60),
@@ -422,6 +433,13 @@ impl Life {
             1 => self.checkpoints.lose_last_write(),
             _ => {}
         }
+        if self.rewinds() {
+            match self.rewind(&self.lake).await {
+                Ok(stands) => self.tally.rewinds += u64::from(stands),
+                Err(e) => self.refuse_strange(&e),
+            }
+            self.examine();
+        }
         let crash_one_in = self.roll(5..60) as u32;
         let goal = Goal {
             until_caught_up: self.roll(0..2) == 0,
@@ -454,6 +472,22 @@ impl Life {
             let behind = self.roll(0..3);
             self.script.reveal(behind);
             tokio::time::sleep(Duration::from_millis(self.roll(0..20))).await;
+            if self.rewinds() && chance(&self.dice, 8) {
+                // Under an agent that runs, through a store that fails, by a process that dies.
+                let faulty = Faulty {
+                    dice: self.dice.clone(),
+                    one_in: store_faults,
+                    faults: faults.clone(),
+                    dead: Arc::default(),
+                    cut_off: AtomicU32::new(0),
+                };
+                let stands = self.rewind(&self.lake.with_hook(Arc::new(faulty))).await;
+                self.rivals = true;
+                match stands {
+                    Ok(stands) => self.tally.rewinds += u64::from(stands),
+                    Err(e) => self.refuse_strange(&e),
+                }
+            }
         }
         self.script.reveal(u64::MAX / 2);
         tokio::time::sleep(Duration::from_millis(self.roll(1..300))).await;
@@ -464,6 +498,40 @@ impl Life {
             self.note(second.await);
         }
         self.tally.store_faults += faults.load(Ordering::Relaxed);
+    }
+
+    fn rewinds(&self) -> bool {
+        !self.replay_window.is_zero() && chance(&self.dice, 3)
+    }
+
+    /// Rewinds to any commit, time or position; whether something was written.
+    async fn rewind(&self, store: &MemoryStore) -> Result<bool> {
+        let log = CommitLog::new(Arc::new(store.clone()), "sim");
+        let Some(head) = log.head(None).await? else {
+            return Ok(false);
+        };
+        let target = match self.roll(0..3) {
+            0 => Target::Position(caudal_model::Position::new(
+                self.roll(0..self.script.end() + 1).to_string(),
+            )),
+            _ => Target::Epoch(self.roll(1..head.epoch + 1)),
+        };
+        let rewinding = Rewinding {
+            log: &log,
+            source: &self.script,
+            keep: Duration::from_secs(86_400),
+            crash: self.crash_points(10, Arc::default()),
+        };
+        let effect = rewinding.execute(&target).await?;
+        Ok(effect.epoch.is_some())
+    }
+
+    /// A rewind may be refused, crash, or meet a store that fails.
+    fn refuse_strange(&self, e: &Error) {
+        let expected = e.kind() == Kind::Config
+            || e.class() == caudal_model::Class::Retryable
+            || e.message().starts_with("simulated crash");
+        assert!(expected, "seed {}: a rewind failed: {e:?}", self.seed);
     }
 
     /// An agent may end well, crash, or be fenced; anything else is a finding.

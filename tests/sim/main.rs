@@ -14,6 +14,7 @@
 //! | INV-4, INV-5, INV-6 | the folded lake equals the source at the head's position |
 //! | INV-4, INV-6 | tables that are rewritten, dropped and created again are copied again |
 //! | INV-7 | no `_seq` twice but for the rows of one copy |
+//! | INV-2, INV-7 | a rewind names just the files of what it drops, and the lake goes on from its target |
 //! | INV-8 | of two agents one ends fenced; a lost reply duplicates nothing |
 //!
 //! `CAUDAL_SIM_SEEDS=from..to` runs other seeds; a failure names its seed, and
@@ -70,5 +71,6 @@ fn inv_1_to_8_hold_in_every_life() {
         assert!(totals.rebuilds > 10, "{totals:?}");
         assert!(totals.commits > 1000, "{totals:?}");
         assert!(totals.schema_changes > 500, "{totals:?}");
+        assert!(totals.rewinds > 100, "{totals:?}");
     }
 }

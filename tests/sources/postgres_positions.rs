@@ -2,13 +2,15 @@
 
 use crate::database::{Place, on, run_each};
 use crate::rows::{copy_rest, drain, drain_to, start};
-use caudal_sources::TrackedTable;
+use caudal_model::{ChangeBuffer, Kind};
+use caudal_sources::{TailEvent, TrackedTable};
 use std::time::{Duration, Instant};
 
 on!(
     postgres: an_exact_read_and_the_log_meet_without_a_gap,
     an_idle_server_s_position_is_reached,
     a_slot_follows_while_only_others_write,
+    a_position_is_held_back_and_the_server_stops_all_the_same,
 );
 
 async fn an_exact_read_and_the_log_meet_without_a_gap(place: Place) {
@@ -88,4 +90,53 @@ async fn a_slot_follows_while_only_others_write(place: Place) {
     assert!(log.rows.is_empty() && !source.covers(&before, &log.reached).unwrap());
     tail.acknowledge(&log.reached);
     db.expect_acknowledged(&log.reached).await;
+}
+
+/// A server that shuts down waits for its readers, but not for what they let it keep.
+async fn a_position_is_held_back_and_the_server_stops_all_the_same(place: Place) {
+    let db = place
+        .private_database(&[], &["CREATE TABLE t (id int PRIMARY KEY)"])
+        .await;
+    let source = db.open(db.options());
+    let (_, mut tail) = start(&*source).await;
+    let first = source.current_position().await.unwrap();
+    let mut session = db.session().await;
+    run_each(&mut session, &["INSERT INTO t VALUES (1)"]).await;
+    let second = drain(&*source, &mut *tail, 1 << 20).await.reached;
+    run_each(&mut session, &["INSERT INTO t VALUES (2)"]).await;
+    let third = drain(&*source, &mut *tail, 1 << 20).await.reached;
+    tail.written(&third);
+    tail.acknowledge(&second);
+    tail.written(&third);
+    db.expect_acknowledged(&second).await;
+    let lost = source.replayable(&first).await.unwrap_err();
+    assert_eq!(lost.kind(), Kind::PositionLost);
+    source.replayable(&second).await.unwrap();
+
+    let following = tokio::spawn(async move {
+        let mut buffer = ChangeBuffer::new(1, 1 << 20);
+        loop {
+            match tail.next(&mut buffer).await {
+                Ok(TailEvent::Commit { position, .. } | TailEvent::Heartbeat { position }) => {
+                    tail.written(&position);
+                }
+                Ok(_) => {}
+                Err(_) => return,
+            }
+        }
+    });
+    let server = db.source.server_handle();
+    let started = Instant::now();
+    let stopping = server.clone();
+    let stopped = tokio::task::spawn_blocking(move || stopping.stop());
+    stopped.await.unwrap().unwrap();
+    let took = started.elapsed();
+    assert!(
+        took < Duration::from_secs(20),
+        "the server stopped in {took:?}"
+    );
+    following.await.unwrap();
+    server.resume().unwrap();
+    // What was only written is still there.
+    source.replayable(&second).await.unwrap();
 }

@@ -47,6 +47,10 @@ pub struct TableProgress {
     pub state: TableState,
     /// The version of its schema that new files have.
     pub schema_version: u32,
+    /// The greatest version that a commit ever had, one that a rewind dropped included: its
+    /// number is never given to another. 0 where it is `schema_version`.
+    #[serde(default)]
+    pub greatest_version: u32,
     /// The `_seq` that its snapshot rows share; 0 without a snapshot.
     pub base_seq: i64,
     /// The tail's position when `base_seq` was fixed.
@@ -81,12 +85,18 @@ pub struct TableProgress {
 }
 
 impl TableProgress {
+    /// The greatest version of its schema that is taken.
+    pub fn last_version(&self) -> u32 {
+        self.schema_version.max(self.greatest_version)
+    }
+
     /// A table that nothing has been read of.
     pub fn pending(table: TableName) -> Self {
         TableProgress {
             table,
             state: TableState::Pending,
             schema_version: 1,
+            greatest_version: 0,
             base_seq: 0,
             base_position: None,
             copy: 0,

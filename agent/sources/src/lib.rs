@@ -315,6 +315,17 @@ pub trait Source: Send + Sync {
     /// Errors if either text is not a position of this source.
     fn covers(&self, reached: &Position, target: &Position) -> Result<bool>;
 
+    /// Whether the log after `from` can be read, without reading it.
+    ///
+    /// Errors: [`caudal_model::Kind::PositionLost`] as [`Source::open_tail`].
+    async fn replayable(&self, from: &Position) -> Result<()>;
+
+    /// Whether the source keeps its log until [`Tail::acknowledge`] lets it go. Where it does
+    /// not, holding an acknowledgement back keeps nothing.
+    fn keeps_until_acknowledged(&self) -> bool {
+        false
+    }
+
     /// Opens the log after `from`.
     ///
     /// Errors: [`caudal_model::Kind::PositionLost`] if the source no longer has it,
@@ -341,6 +352,12 @@ pub trait Tail: Send {
     /// Everything through this position is durable in the lake (INV-3): the source
     /// may forget it.
     fn acknowledge(&mut self, through: &Position);
+
+    /// Everything through this position is durable in the lake, and the source is to keep it
+    /// until [`Tail::acknowledge`].
+    fn written(&mut self, through: &Position) {
+        let _ = through;
+    }
 
     /// Carries one more table, or one more time after a new copy began. Takes effect
     /// for the events that [`Tail::next`] has not yet returned.

@@ -291,8 +291,7 @@ impl Source for Script {
         Ok(parse(reached)? >= parse(target)?)
     }
 
-    async fn open_tail(&self, from: &Position, tables: Vec<TrackedTable>) -> Result<Box<dyn Tail>> {
-        self.fault("open_tail")?;
+    async fn replayable(&self, from: &Position) -> Result<()> {
         let from = parse(from)?;
         if from < self.db().acknowledged {
             return Err(Error::fatal(
@@ -300,6 +299,17 @@ impl Source for Script {
                 format!("{from} was acknowledged and is gone"),
             ));
         }
+        Ok(())
+    }
+
+    fn keeps_until_acknowledged(&self) -> bool {
+        true
+    }
+
+    async fn open_tail(&self, from: &Position, tables: Vec<TrackedTable>) -> Result<Box<dyn Tail>> {
+        self.fault("open_tail")?;
+        self.replayable(from).await?;
+        let from = parse(from)?;
         let mut tail = ScriptedTail {
             script: self.clone(),
             at: from,

@@ -4,6 +4,7 @@
 //! [`main`] prints errors and only [`exit_code`] turns them into codes.
 
 mod check;
+mod checkpoints;
 mod output;
 mod resnapshot;
 mod run;
@@ -11,10 +12,11 @@ mod schema;
 mod snapshot;
 mod status;
 mod tables;
+mod verify;
 
 use crate::config::{Config, units};
 use crate::logging::{self, Verbosity};
-use caudal_model::{Error, Kind, Result};
+use caudal_model::{Error, Kind, Result, TableName};
 use clap::{Parser, Subcommand};
 use indicatif::MultiProgress;
 use output::Output;
@@ -64,6 +66,11 @@ enum Command {
     Snapshot(SnapshotCommand),
     /// Show the state of the stream and its tables, with the agent up or down.
     Status,
+    /// The commit history, and the way back in it.
+    #[command(subcommand)]
+    Checkpoints(CheckpointsCommand),
+    /// Check that the lake is as it was written.
+    Verify(VerifyArguments),
     /// Print the JSON Schema of the config file.
     Schema,
 }
@@ -97,6 +104,72 @@ struct ResnapshotArguments {
     /// none is removed.
     #[arg(long = "where", value_name = "CONDITION")]
     condition: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+enum CheckpointsCommand {
+    /// List commits, newest first.
+    List {
+        /// How many.
+        #[arg(long, default_value_t = 20, value_name = "N")]
+        limit: u64,
+        /// Only those that name this table, as `schema.table`.
+        #[arg(long, value_name = "TABLE")]
+        table: Option<TableName>,
+    },
+    /// Show one commit whole, and every table's state at it.
+    Show {
+        /// The commit's number.
+        epoch: u64,
+    },
+    /// Make an older commit the head again. The next run replays the source from there; readers
+    /// see one history or the other. A running agent ends with exit code 4.
+    Rewind(RewindArguments),
+}
+
+#[derive(Debug, clap::Args)]
+#[command(group = clap::ArgGroup::new("target").required(true))]
+struct RewindArguments {
+    /// The commit's number.
+    #[arg(group = "target")]
+    epoch: Option<u64>,
+
+    /// The newest commit that was made by then, such as `2026-11-21T10:00:00Z`.
+    #[arg(long, group = "target", value_name = "TIME", value_parser = checkpoints::parse_time)]
+    to_time: Option<chrono::DateTime<chrono::Utc>>,
+
+    /// The newest commit that reaches no further than this position of the source.
+    #[arg(long, group = "target", value_name = "POSITION")]
+    to_position: Option<String>,
+
+    /// Say what would be dropped, and whether the source could replay it; change nothing.
+    #[arg(long)]
+    dry_run: bool,
+
+    /// Do not ask. Without a terminal nothing is asked in any case.
+    #[arg(long)]
+    yes: bool,
+}
+
+#[derive(Debug, clap::Args)]
+struct VerifyArguments {
+    /// Walk the whole commit log, and look at every file that it names.
+    #[arg(long)]
+    log: bool,
+
+    /// How far files are looked at: `exist` lists them and compares sizes, `hash` reads every byte.
+    #[arg(long, value_enum, default_value_t = FilesExtent::Hash)]
+    files: FilesExtent,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum FilesExtent {
+    /// Not at all.
+    None,
+    /// Whether they are there, with their size.
+    Exist,
+    /// Every byte.
+    Hash,
 }
 
 #[derive(Debug, Subcommand)]
@@ -200,6 +273,12 @@ fn execute(cli: Cli, bars: &MultiProgress) -> Result<u8> {
             Command::Snapshot(command) => {
                 Box::pin(snapshot::execute(&config, &command, &output)).await
             }
+            Command::Checkpoints(command) => {
+                Box::pin(checkpoints::execute(&config, &command, &output)).await
+            }
+            Command::Verify(arguments) => {
+                Box::pin(verify::execute(&config, &arguments, &output)).await
+            }
             Command::Status => Box::pin(status::execute(&config, &output)).await,
             Command::Schema => schema::execute(&output),
         }
@@ -226,6 +305,13 @@ mod tests {
         let e = Cli::try_parse_from(["caudal", "run", "--deadline", "15"]).unwrap_err();
         assert_eq!(e.exit_code(), 2);
         assert!(e.to_string().contains("`15` has no unit"), "{e}");
+        let rewind = |more: &[&str]| {
+            let args = [&["caudal", "checkpoints", "rewind"], more].concat();
+            Cli::try_parse_from(args).is_ok()
+        };
+        assert!(rewind(&["7"]) && rewind(&["7", "--dry-run", "--yes"]));
+        assert!(rewind(&["--to-time", "2026-11-21", "--dry-run"]));
+        assert!(!rewind(&["--dry-run"]) && !rewind(&["7", "--to-position", "0/1"]));
         assert_eq!(
             Cli::try_parse_from(["caudal", "merge"])
                 .unwrap_err()

@@ -351,6 +351,12 @@ fn amounts(c: &mut Checker<'_>) {
         "limits.value_bytes",
         format!("must be from 1KiB to {}", units::print_size(MAX_VALUE)),
     );
+    let checkpoints = &c.config.checkpoints;
+    c.refuse_if(
+        checkpoints.keep < checkpoints.replay_window,
+        "checkpoints.keep",
+        "must not be shorter than checkpoints.replay_window",
+    );
     c.refuse_if(
         commit.memory < MIN_MEMORY,
         "commit.memory",
@@ -453,14 +459,6 @@ fn unsupported(c: &mut Checker<'_>) {
         ("merge.every", f.merge.every != Duration::ZERO),
         ("merge.deletes", f.merge.deletes != Default::default()),
         ("merge.catalog", f.merge.catalog != Default::default()),
-        (
-            "checkpoints.replay_window",
-            f.checkpoints.replay_window != Duration::ZERO,
-        ),
-        (
-            "checkpoints.keep",
-            f.checkpoints.keep != super::sections::thirty_days(),
-        ),
     ];
     for (key, changed) in changed {
         if !changed {

@@ -471,11 +471,11 @@ impl Default for HttpSection {
 #[serde(default, deny_unknown_fields)]
 pub struct CheckpointsSection {
     /// How long the acknowledgement to the source is held back, so that the stream can
-    /// be rewound by as much.
+    /// be rewound by as much. postgres alone needs it, and keeps that much more log.
     #[serde(with = "units::duration")]
     #[schemars(with = "DurationText")]
     pub replay_window: Duration,
-    /// How long commits stay listed.
+    /// How long a commit can be rewound to, by when it was committed.
     #[serde(with = "units::duration")]
     #[schemars(with = "DurationText")]
     pub keep: Duration,

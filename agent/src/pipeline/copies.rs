@@ -121,6 +121,23 @@ impl Pipeline<'_> {
         metrics::snapshot_estimate(table, rows);
     }
 
+    /// Tables that were rewound to a version which is not the greatest go on under a number
+    /// of their own: those between were committed once, and never mean anything else.
+    pub(super) fn number_anew(&mut self, epoch: &mut OpenEpoch) {
+        let behind = |p: &&TableProgress| !p.ended && p.greatest_version > p.schema_version;
+        for p in self.state.tables.iter().filter(behind) {
+            let Some(schema) = self.schemas.get_mut(&p.table) else {
+                continue;
+            };
+            *schema = Arc::new(TableSchema {
+                version: p.greatest_version + 1,
+                since_seq: epoch.buffer.next_seq(),
+                ..(**schema).clone()
+            });
+            epoch.add_schema(schema.clone());
+        }
+    }
+
     pub(super) fn note_estimates(&mut self, found: &[DiscoveredTable]) {
         let sizes = found.iter();
         let sizes = sizes.map(|t| (t.table.clone(), (t.estimated_rows, t.estimated_bytes)));
@@ -287,13 +304,17 @@ impl Pipeline<'_> {
     /// The version that a copy which begins now has: the table as it is now.
     fn schema_for_copy(&mut self, t: &DiscoveredTable, epoch: &mut OpenEpoch) -> Arc<TableSchema> {
         let since = epoch.buffer.next_seq();
+        let taken = self.state.tables.iter().find(|p| p.table == t.table);
+        let taken = taken.map_or(0, |p| p.greatest_version);
         let mut schema = match self.schemas.get(&t.table) {
             None => TableSchema::first(t.table.clone(), since, t.columns.clone(), t.key.clone()),
             Some(old) => {
                 let next_id = self.next_column_id(&t.table);
                 match old.recopied(since, &t.columns, &t.key, next_id) {
                     Evolution::Next(schema) => schema,
-                    _ if old.source_id == t.source_id => return old.clone(),
+                    _ if old.source_id == t.source_id && old.version >= taken => {
+                        return old.clone();
+                    }
                     // Another table of the same name and shape.
                     _ => TableSchema {
                         version: old.version + 1,
@@ -303,6 +324,7 @@ impl Pipeline<'_> {
                 }
             }
         };
+        schema.version = schema.version.max(taken + 1);
         schema.source_id = t.source_id.clone();
         self.note_column_ids(&schema);
         let schema = Arc::new(schema);

@@ -64,13 +64,9 @@ pub async fn resnapshot(
     let mut entries = Vec::with_capacity(chosen.len());
     for t in &chosen {
         let mut entry = TableEntry {
-            table: t.table.clone(),
-            schema_version: t.schema_version,
-            snapshot: None,
-            files: Vec::new(),
-            error: None,
             ended: true,
             again: true,
+            ..TableEntry::untouched(t.table.clone(), t.schema_version)
         };
         if let Some(condition) = only {
             through.seq += 1;

@@ -21,12 +21,19 @@ pub(super) fn sound(entry: &LogEntry) -> Result<(), String> {
                 entry.after.seq, entry.through.seq
             ));
         }
+        EntryKind::Rewind if entry.through.seq > entry.after.seq => {
+            return Err("is a rewind that goes forward".to_owned());
+        }
+        EntryKind::Rewind
+            if entry.state.is_none() || entry.rewind_to.is_none_or(|to| to >= entry.epoch) =>
+        {
+            return Err("is a rewind that does not say to what".to_owned());
+        }
         EntryKind::Merge | EntryKind::Fence if entry.through != entry.after => {
             return Err("moves the position, which its kind may not (INV-2)".to_owned());
         }
         _ => {}
     }
-    // A rewind goes back behind files that it names.
     if entry.kind != EntryKind::Append {
         return Ok(());
     }
@@ -59,13 +66,25 @@ pub(super) fn follows(head: Option<&LogEntry>, entry: &LogEntry) -> Result<(), S
         ));
     }
     let raised = match entry.kind {
-        EntryKind::Fence => entry.generation > head.generation,
+        EntryKind::Fence | EntryKind::Rewind => entry.generation > head.generation,
         _ => entry.generation == head.generation,
     };
     if !raised {
         return Err(format!(
             "has generation {} after generation {}",
             entry.generation, head.generation
+        ));
+    }
+    Ok(())
+}
+
+/// What is wrong with the seals of two entries that follow one another.
+pub(super) fn chained(head: &LogEntry, entry: &LogEntry) -> Result<(), String> {
+    // An entry that an earlier version wrote has none.
+    if entry.previous.is_some() && entry.previous != head.sha256 {
+        return Err(format!(
+            "was written after another commit {} than the one that is there",
+            head.epoch
         ));
     }
     Ok(())

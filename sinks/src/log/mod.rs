@@ -5,11 +5,15 @@
 //! it knows, with `after` equal to that head's `through` (INV-2). A fence is an entry
 //! too: it takes the slot that the older generation would have used, which stops it
 //! there (INV-8). A writer that finds its slot taken reads it: its own bytes mean
-//! that the reply to an earlier attempt was lost, and the commit stands.
+//! that the reply to an earlier attempt was lost, and the commit stands. A rewind is an
+//! entry like a fence, which goes back to an older commit's positions.
 
 mod check;
 mod garbage;
 mod read;
+mod rewind;
+mod seal;
+mod verify;
 
 use crate::entry::{Kind as EntryKind, LogEntry, TableEntry};
 #[cfg(test)]
@@ -25,6 +29,8 @@ use std::sync::Arc;
 use tokio::sync::Mutex;
 
 pub use garbage::Removed;
+pub use rewind::Rewind;
+pub use verify::{Extent, Verified, Wrong};
 
 /// The format of entries that this program writes and reads.
 pub const FORMAT: u32 = 1;
@@ -194,6 +200,10 @@ impl CommitLog {
             staged_from: staged_from.min(uncleaned),
             server: None,
             state: None,
+            rewind_to: None,
+            last_rewind: 0,
+            previous: None,
+            sha256: None,
         }
     }
 
@@ -209,7 +219,8 @@ impl CommitLog {
     pub async fn commit(&self, entry: LogEntry) -> Result<CommitReceipt> {
         let mut state = self.state.lock().await;
         // A second attempt of what already stands.
-        if state.head.as_ref() == Some(&entry) {
+        if let Some(head) = state.head.as_ref().filter(|h| seal::is_same(h, &entry)) {
+            let entry = head.clone();
             return Ok(CommitReceipt { entry });
         }
         check::follows(state.head.as_ref(), &entry)
@@ -220,7 +231,8 @@ impl CommitLog {
                 entry.epoch, entry.generation
             )));
         }
-        match self.place(&entry).await? {
+        let (entry, bytes) = seal::seal(entry, state.head.as_ref())?;
+        match self.place(entry.epoch, bytes).await? {
             Placed::Own => {
                 state.head = Some(entry.clone());
                 Ok(CommitReceipt { entry })
@@ -275,7 +287,8 @@ impl CommitLog {
                 staged_from,
             );
             (entry.server, entry.state) = (carried.server, carried.state);
-            match self.place(&entry).await? {
+            let (entry, bytes) = seal::seal(entry, head.as_ref())?;
+            match self.place(epoch, bytes).await? {
                 Placed::Own => {
                     state.generation = Some(generation);
                     state.head = Some(entry.clone());
@@ -370,11 +383,8 @@ impl CommitLog {
     }
 
     /// Creates an entry's file, or says what is in its place.
-    async fn place(&self, entry: &LogEntry) -> Result<Placed> {
-        let key = self.layout.log_entry(entry.epoch);
-        let bytes: Bytes = serde_json::to_vec(entry)
-            .map_err(|e| Error::bug("a log entry cannot be written as JSON").caused_by(e))?
-            .into();
+    async fn place(&self, epoch: u64, bytes: Bytes) -> Result<Placed> {
+        let key = self.layout.log_entry(epoch);
         if self.store.put_if_absent(&key, bytes.clone()).await? == PutOutcome::Created {
             return Ok(Placed::Own);
         }
@@ -382,8 +392,7 @@ impl CommitLog {
         if there == bytes {
             return Ok(Placed::Own);
         }
-        let taken = read::parse(&key, entry.epoch, &there)?;
-        Ok(Placed::Taken(Box::new(taken)))
+        Ok(Placed::Taken(Box::new(read::parse(&key, epoch, &there)?)))
     }
 }
 
@@ -404,6 +413,16 @@ enum Placed {
 }
 
 fn fenced(ours: &LogEntry, theirs: &LogEntry) -> Error {
+    if let Some(to) = theirs.rewind_to {
+        return Error::fatal(
+            Kind::Fenced,
+            format!(
+                "the stream was rewound to commit {to}, by commit {}",
+                theirs.epoch
+            ),
+        )
+        .hint("start the agent again: it replays the source from there");
+    }
     Error::fatal(
         Kind::Fenced,
         format!(

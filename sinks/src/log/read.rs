@@ -1,6 +1,6 @@
 //! Reading the log: one entry, a range, and the head of a log of any length.
 
-use super::{CommitLog, check};
+use super::{CommitLog, check, seal};
 use crate::entry::LogEntry;
 use crate::layout::Layout;
 use bytes::Bytes;
@@ -45,6 +45,7 @@ pub(super) fn parse(key: &str, epoch: u64, bytes: &Bytes) -> Result<LogEntry> {
             &format!("it says that it is commit {}", entry.epoch),
         ));
     }
+    seal::verify(&entry, bytes).map_err(|what| damaged(key, &format!("it {what}")))?;
     check::sound(&entry).map_err(|what| damaged(key, &format!("it {what}")))?;
     Ok(entry)
 }
@@ -79,6 +80,7 @@ impl CommitLog {
         for pair in entries.windows(2) {
             if let [before, entry] = pair {
                 check::follows(Some(before), entry)
+                    .and_then(|()| check::chained(before, entry))
                     .map_err(|what| self.corrupt(entry.epoch, &what))?;
             }
         }
@@ -92,7 +94,9 @@ impl CommitLog {
             let Some(next) = self.read(last.epoch + 1).await? else {
                 break;
             };
-            check::follows(Some(last), &next).map_err(|what| self.corrupt(next.epoch, &what))?;
+            let linked = check::follows(Some(last), &next);
+            let linked = linked.and_then(|()| check::chained(last, &next));
+            linked.map_err(|what| self.corrupt(next.epoch, &what))?;
             entries.push(next);
         }
         Ok(entries)
@@ -114,7 +118,7 @@ impl CommitLog {
         Ok(head)
     }
 
-    async fn find_head(&self, hint: Option<u64>) -> Result<Option<LogEntry>> {
+    pub(super) async fn find_head(&self, hint: Option<u64>) -> Result<Option<LogEntry>> {
         let mut low = match self.first_known(hint).await? {
             Some(entry) => entry,
             None => return Ok(None),

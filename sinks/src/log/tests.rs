@@ -67,13 +67,8 @@ fn file_entry(path: &str, last_seq: i64) -> FileEntry {
 
 fn naming(mut entry: LogEntry, files: Vec<FileEntry>) -> LogEntry {
     let table = TableEntry {
-        table: orders(),
-        schema_version: 1,
-        snapshot: None,
         files,
-        error: None,
-        ended: false,
-        again: false,
+        ..TableEntry::untouched(orders(), 1)
     };
     entry.tables = vec![table];
     entry
@@ -310,8 +305,10 @@ async fn inv_8_a_lost_reply_is_recognised() {
         (Class::Retryable, Kind::Store)
     );
     assert!(log.commit(entry.clone()).await.is_err());
-    assert_eq!(log.commit(entry.clone()).await.unwrap().entry(), &entry);
-    assert_eq!(log.commit(entry.clone()).await.unwrap().entry(), &entry);
+    for _ in 0..2 {
+        let receipt = log.commit(entry.clone()).await.unwrap();
+        assert!(seal::is_same(receipt.entry(), &entry));
+    }
     assert_eq!(log.read_range(1..=3).await.unwrap().len(), 3);
 }
 
@@ -502,7 +499,9 @@ async fn snapshot_progress_survives_the_log() {
         live: false,
     });
     let receipt = log.commit(entry.clone()).await.unwrap();
-    assert_eq!(log.read(receipt.epoch()).await.unwrap(), Some(entry));
+    let read = log.read(receipt.epoch()).await.unwrap().unwrap();
+    assert_eq!(&read, receipt.entry());
+    assert!(seal::is_same(&read, &entry));
 }
 
 async fn put_file(store: &MemoryStore, epoch: u64, generation: u64, partition: &str) -> String {
@@ -598,4 +597,83 @@ async fn a_failed_removal_is_done_again() {
     };
     assert!(second.remove_unreferenced().await.is_err());
     assert_eq!(second.remove_unreferenced().await.unwrap().files, 1);
+}
+
+/// What `verify` says of the log alone.
+async fn findings(store: &MemoryStore) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut wrong = |w: Wrong| found.push(format!("{} {}", w.path, w.what));
+    let log = log(store, "r");
+    log.verify(Extent::None, &mut wrong, &mut |_| {})
+        .await
+        .unwrap();
+    found
+}
+
+#[tokio::test]
+async fn every_flipped_bit_of_the_log_is_noticed() {
+    let store = MemoryStore::new();
+    let log = owner(&store, "w").await;
+    for _ in 0..2 {
+        let _ = commit_next(&log).await.unwrap();
+    }
+    assert_eq!(findings(&store).await, Vec::<String>::new());
+    for (key, whole) in store.objects() {
+        for at in 0..whole.len() {
+            for bit in 0..8 {
+                let mut bytes = whole.to_vec();
+                bytes[at] ^= 1 << bit;
+                store.overwrite(&key, bytes);
+                let found = findings(&store).await;
+                let path = key.strip_prefix("shop/").unwrap();
+                assert!(
+                    found.iter().any(|f| f.starts_with(path)),
+                    "bit {bit} of byte {at} of {key}: {found:?}"
+                );
+            }
+        }
+        for cut in 0..whole.len() {
+            store.overwrite(&key, whole.slice(..cut));
+            assert!(!findings(&store).await.is_empty(), "{cut} bytes of {key}");
+        }
+        store.overwrite(&key, whole);
+    }
+    let second = log.layout().log_entry(2);
+    store.remove(&second);
+    assert!(findings(&store).await[0].ends_with("is missing"));
+}
+
+#[tokio::test]
+async fn inv_8_a_rewind_stops_the_writer_before_it() {
+    let store = MemoryStore::new();
+    let first = owner(&store, "first").await;
+    for _ in 0..3 {
+        let _ = commit_next(&first).await.unwrap();
+    }
+    let other = log(&store, "other");
+    let head = other.head(None).await.unwrap().unwrap();
+    let target = other.read(2).await.unwrap().unwrap();
+    let rewind = Rewind {
+        to: 2,
+        through: target.through.clone(),
+        server: Some("db1".to_owned()),
+        tables: Vec::new(),
+        state: Vec::new(),
+    };
+    // Somebody was faster: what is dropped must be looked at again.
+    let _ = commit_next(&first).await.unwrap();
+    let lost = other.rewind(&head, rewind.clone()).await.unwrap();
+    assert!(lost.is_none());
+    let head = other.head(None).await.unwrap().unwrap();
+    let receipt = other.rewind(&head, rewind.clone()).await.unwrap().unwrap();
+    assert_eq!((receipt.epoch(), receipt.generation()), (6, 2));
+    assert_eq!(*receipt.through(), target.through);
+    let error = commit_next(&first).await.unwrap_err();
+    assert_eq!(error.kind(), Kind::Fenced);
+    assert!(error.message().contains("rewound to commit 2"), "{error}");
+    let last = owner(&store, "last").await;
+    let receipt = commit_next(&last).await.unwrap();
+    assert_eq!(receipt.entry().after, target.through);
+    assert_eq!(receipt.entry().last_rewind, 6);
+    assert_eq!(findings(&store).await, Vec::<String>::new());
 }

@@ -110,6 +110,16 @@ async fn an_object_is_read_back_whole(store: Arc<dyn Store>) {
     }
     put(&*store, "empty", Bytes::new()).await;
     assert_eq!(ok(store.get("empty").await), Some(Bytes::new()));
+    let whole = pattern(0, 1000);
+    for (offset, length) in [(0, 10), (10, 5000), (990, 10), (999, 7), (0, 1000), (5, 0)] {
+        let end = (offset + length).min(1000);
+        assert_eq!(
+            ok(store.get_part("plain", offset as u64, length as u64).await),
+            Some(whole.slice(offset..end)),
+            "{length} bytes from {offset}"
+        );
+    }
+    assert_eq!(ok(store.get_part("nothing here", 0, 10).await), None);
     let mut sorted = names.map(str::to_owned).to_vec();
     sorted.push("empty".to_owned());
     sorted.sort_unstable();

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use caudal_model::{Error, Kind, Result};
 use std::collections::HashSet;
 use std::fs::{self, File};
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -353,6 +353,24 @@ impl Store for LocalStore {
                 Ok(None)
             }
             Err(e) => Err(failed("read", &object, e)),
+        })
+        .await
+    }
+
+    async fn get_part(&self, key: &str, offset: u64, length: u64) -> Result<Option<Bytes>> {
+        let object = self.inner.object(key)?;
+        blocking(move || {
+            if !object.is_file() {
+                return Ok(None);
+            }
+            let mut part = Vec::new();
+            File::open(&object)
+                .and_then(|mut file| {
+                    file.seek(SeekFrom::Start(offset))?;
+                    file.take(length).read_to_end(&mut part)
+                })
+                .map_err(|e| failed("read", &object, e))?;
+            Ok(Some(part.into()))
         })
         .await
     }

@@ -187,6 +187,15 @@ impl Store for MemoryStore {
         .await
     }
 
+    async fn get_part(&self, key: &str, offset: u64, length: u64) -> Result<Option<Bytes>> {
+        self.run(OperationKind::Get, key, |state| {
+            let object = state.objects.get(key)?;
+            let at = |n: u64| usize::try_from(n).map_or(object.len(), |n| n.min(object.len()));
+            Some(object.slice(at(offset)..at(offset.saturating_add(length))))
+        })
+        .await
+    }
+
     async fn upload(&self, key: &str) -> Result<Box<dyn Upload>> {
         let id = self
             .run(OperationKind::UploadStart, key, |state| {

@@ -98,6 +98,10 @@ pub trait Store: Send + Sync {
     /// The whole object, or `None` if there is none. Sees every completed write.
     async fn get(&self, key: &str) -> Result<Option<Bytes>>;
 
+    /// At most `length` bytes of the object from `offset` on, fewer at its end; `None` if
+    /// there is none.
+    async fn get_part(&self, key: &str, offset: u64, length: u64) -> Result<Option<Bytes>>;
+
     /// Starts writing an object of any length. It appears under its key only when
     /// [`Upload::finish`] returns, whole and durable; until then, and after a crash, it
     /// does not exist.

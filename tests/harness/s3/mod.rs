@@ -132,6 +132,18 @@ impl S3Server {
             .collect()
     }
 
+    /// An object's bytes.
+    pub fn object(&self, bucket: &str, key: &str) -> Option<Vec<u8>> {
+        let found = self.backend.objects(bucket, key).into_iter();
+        let mut found = found.filter(|(k, _)| k == key);
+        found.next().map(|(_, bytes)| bytes.to_vec())
+    }
+
+    /// Replaces an object's bytes, as a failing disk would.
+    pub fn damage(&self, bucket: &str, key: &str, bytes: Vec<u8>) {
+        self.backend.overwrite(bucket, key, bytes.into());
+    }
+
     /// Multipart uploads that were neither completed nor aborted.
     pub fn open_uploads(&self) -> usize {
         self.backend.open_uploads()

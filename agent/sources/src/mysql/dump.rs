@@ -29,6 +29,8 @@ const WRITE_WITHIN: Duration = Duration::from_secs(300);
 const DUMP_NON_BLOCK: u16 = 1;
 /// The position is a set of GTIDs.
 const DUMP_THROUGH_GTID: u16 = 4;
+/// What makes a replica's id another one.
+const PROBE_ID: u32 = 0x4000_0000;
 /// An idle connection without them is dead.
 const SILENCE: Duration = Duration::from_secs(60);
 
@@ -92,6 +94,22 @@ impl Dump {
     pub fn try_next(&mut self) -> Option<Result<Block>> {
         self.blocks.try_recv().ok()
     }
+}
+
+/// Whether the log after `from` can be read.
+///
+/// MariaDB compares positions itself, and only when it is asked for the log. It is asked under
+/// another id than the stream's, whose reader it would end.
+pub(super) async fn probe(server: &Server, from: &Place) -> Result<()> {
+    check_position(&mut server.control().await?, from).await?;
+    if !matches!(from, Place::Domains(_)) {
+        return Ok(());
+    }
+    let mut c = server.connect().await?;
+    prepare_session(&mut c, server, from).await?;
+    request(&mut c, server.server_id() ^ PROBE_ID, from, 0).await?;
+    c.read().await.map_err(|e| refused(e, from))?;
+    Ok(())
 }
 
 async fn prepare_session(c: &mut Connection, server: &Server, from: &Place) -> Result<()> {

@@ -134,6 +134,11 @@ impl Source for MysqlSource {
         parse(reached)?.covers(&parse(target)?)
     }
 
+    async fn replayable(&self, from: &Position) -> Result<()> {
+        let place = Place::parse(self.server.flavor, from)?;
+        dump::probe(&self.server, &place).await
+    }
+
     async fn open_tail(&self, from: &Position, tables: Vec<TrackedTable>) -> Result<Box<dyn Tail>> {
         Ok(Box::new(
             tail::MysqlTail::open(self.server.clone(), from, tables).await?,

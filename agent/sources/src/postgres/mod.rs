@@ -170,6 +170,16 @@ impl Source for PostgresSource {
         Ok(Lsn::of(reached)? >= Lsn::of(target)?)
     }
 
+    async fn replayable(&self, from: &Position) -> Result<()> {
+        let control = self.shared.control().await?;
+        slot::require(&control, &self.shared, Lsn::of(from)?).await?;
+        Ok(())
+    }
+
+    fn keeps_until_acknowledged(&self) -> bool {
+        true
+    }
+
     async fn open_tail(&self, from: &Position, tables: Vec<TrackedTable>) -> Result<Box<dyn Tail>> {
         Ok(Box::new(
             tail::PostgresTail::open(self.shared.clone(), from, tables).await?,

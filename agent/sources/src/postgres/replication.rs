@@ -70,7 +70,7 @@ pub struct ReplicationConnection {
 /// The stream of a slot's changes.
 pub struct ReplicationStream {
     buffers: mpsc::Receiver<Result<Bytes>>,
-    acknowledged: watch::Sender<Lsn>,
+    reported: watch::Sender<Reported>,
     pump: JoinHandle<()>,
 }
 
@@ -85,9 +85,22 @@ impl ReplicationStream {
 
     /// Reports a position as durable, at once.
     pub fn acknowledge(&self, through: Lsn) {
-        self.acknowledged.send_if_modified(|held| {
-            let moved = through > *held;
-            *held = (*held).max(through);
+        self.report(through, through);
+    }
+
+    /// Reports a position as written, which the server is to keep.
+    pub fn written(&self, through: Lsn) {
+        self.report(through, Lsn(0));
+    }
+
+    fn report(&self, written: Lsn, flushed: Lsn) {
+        self.reported.send_if_modified(|held| {
+            let now = Reported {
+                written: held.written.max(written),
+                flushed: held.flushed.max(flushed),
+            };
+            let moved = now != *held;
+            *held = now;
             moved
         });
     }
@@ -360,12 +373,12 @@ impl ReplicationConnection {
         self,
         slot: &str,
         publication: &str,
-        from: Lsn,
+        places: (Lsn, Lsn),
         unfinished: bool,
     ) -> Result<ReplicationStream, (String, Error)> {
         let limit = self.silence;
         let begun =
-            tokio::time::timeout(limit, self.begin(slot, publication, from, unfinished)).await;
+            tokio::time::timeout(limit, self.begin(slot, publication, places, unfinished)).await;
         begun.unwrap_or_else(|_| {
             let text = format!("the source did not start its stream within {limit:?}");
             Err((String::new(), broken(&text)))
@@ -376,7 +389,7 @@ impl ReplicationConnection {
         mut self,
         slot: &str,
         publication: &str,
-        from: Lsn,
+        (from, confirmed): (Lsn, Lsn),
         unfinished: bool,
     ) -> Result<ReplicationStream, (String, Error)> {
         let none = |e: Error| (String::new(), e);
@@ -420,11 +433,15 @@ impl ReplicationConnection {
             }
         }
         let (sender, buffers) = mpsc::channel(QUEUE);
-        let (acknowledged, acks) = watch::channel(from);
+        let (reported, acks) = watch::channel(Reported {
+            written: from,
+            flushed: confirmed,
+        });
         let pump = Pump {
             io: self.io,
             buf: self.buf,
             acks,
+            flushed: Lsn(0),
             asked: false,
             longest: self.longest,
             in_stream: false,
@@ -435,7 +452,7 @@ impl ReplicationConnection {
         let pump = tokio::spawn(pump.run(sender));
         Ok(ReplicationStream {
             buffers,
-            acknowledged,
+            reported,
             pump,
         })
     }
@@ -445,10 +462,35 @@ impl ReplicationConnection {
     }
 }
 
+/// What the server is told of the stream's progress.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Reported {
+    /// Durable in the lake.
+    written: Lsn,
+    /// The server may forget it.
+    flushed: Lsn,
+}
+
+/// Length of a status update as a CopyData message.
+const STATUS_BYTES: usize = 39;
+
+fn put_status(out: &mut BytesMut, written: Lsn, flushed: Lsn, reply: bool) {
+    out.put_u8(b'd');
+    out.put_u32(STATUS_BYTES as u32 - 1);
+    out.put_u8(b'r');
+    out.put_u64(written.0);
+    out.put_u64(flushed.0);
+    out.put_u64(flushed.0);
+    out.put_i64(pgoutput::now());
+    out.put_u8(u8::from(reply));
+}
+
 struct Pump {
     io: Box<dyn Io>,
     buf: BytesMut,
-    acks: watch::Receiver<Lsn>,
+    acks: watch::Receiver<Reported>,
+    /// The position that the slot was last told.
+    flushed: Lsn,
     /// The server wants a status update now.
     asked: bool,
     /// See [`ReplicationConnection::longest`].
@@ -574,18 +616,24 @@ impl Pump {
         }
     }
 
-    /// A standby status update: the same position written, flushed and applied.
+    /// A standby status update.
+    ///
+    /// The slot moves to the position that is reported as flushed. A server that shuts down
+    /// waits until everything is flushed, or, where that is reported as unknown (0), written:
+    /// so a position that is held back is told once, and is unknown from then on
+    /// (`WalSndDone` and `ProcessStandbyReplyMessage` in walsender.c).
     async fn report(&mut self, reply: bool) -> Result<()> {
-        let at = self.acks.borrow_and_update().0;
-        let mut out = BytesMut::with_capacity(39);
-        out.put_u8(b'd');
-        out.put_u32(38);
-        out.put_u8(b'r');
-        out.put_u64(at);
-        out.put_u64(at);
-        out.put_u64(at);
-        out.put_i64(pgoutput::now());
-        out.put_u8(u8::from(reply));
+        let Reported { written, flushed } = *self.acks.borrow_and_update();
+        let mut out = BytesMut::with_capacity(2 * STATUS_BYTES);
+        if flushed == written {
+            put_status(&mut out, written, flushed, reply);
+        } else {
+            if flushed > self.flushed {
+                put_status(&mut out, written, flushed, false);
+            }
+            put_status(&mut out, written, Lsn(0), reply);
+        }
+        self.flushed = flushed;
         let sent = async {
             self.io.write_all(&out).await?;
             self.io.flush().await

@@ -489,8 +489,8 @@ impl SlotState {
     }
 }
 
-/// Checks that the slot can replay everything after `from`.
-pub(super) async fn require(client: &Client, shared: &Shared, from: Lsn) -> Result<()> {
+/// Checks that the slot can replay everything after `from`, and returns what it has confirmed.
+pub(super) async fn require(client: &Client, shared: &Shared, from: Lsn) -> Result<Lsn> {
     let name = shared.slot();
     let lost = |text: String| Error::fatal(Kind::PositionLost, text).hint(COPY_AGAIN);
     let Some(slot) = find(client, &name).await? else {
@@ -511,7 +511,7 @@ pub(super) async fn require(client: &Client, shared: &Shared, from: Lsn) -> Resu
             "the server's log ends at {insert}, before the stream's position {from}: it is another server, or was restored from a backup"
         )));
     }
-    Ok(())
+    Ok(slot.confirmed.unwrap_or(from))
 }
 
 /// Where the log ends: inserted, and flushed.

@@ -64,7 +64,7 @@ impl PostgresTail {
         let from = Lsn::of(from)?;
         let control = shared.control().await?;
         slot::note_beginning(&shared, &control).await?;
-        slot::require(&control, &shared, from).await?;
+        let confirmed = slot::require(&control, &shared, from).await?;
         let (snapshot, _) = Snapshot::take(&control).await?;
         let staging = Staging::open(&shared.options.spill_dir, shared.options.staging_bytes)?;
         // A name may have gone to another table while nobody looked.
@@ -82,7 +82,7 @@ impl PostgresTail {
                 .start(
                     &shared.slot(),
                     &shared.publication(),
-                    from,
+                    (from, confirmed),
                     !shared.whole.load(Ordering::Relaxed),
                 )
                 .await?;
@@ -320,6 +320,13 @@ impl Tail for PostgresTail {
         match Lsn::of(through) {
             Ok(lsn) => self.stream.acknowledge(lsn),
             Err(e) => tracing::error!(error = %e, "a position cannot be acknowledged"),
+        }
+    }
+
+    fn written(&mut self, through: &Position) {
+        match Lsn::of(through) {
+            Ok(lsn) => self.stream.written(lsn),
+            Err(e) => tracing::error!(error = %e, "a position cannot be reported"),
         }
     }
 

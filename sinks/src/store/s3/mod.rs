@@ -204,13 +204,15 @@ impl Inner {
         }
     }
 
-    async fn try_get(&self, key: &str) -> Result<Option<Bytes>> {
+    /// `range` is the header's value; the whole object without it.
+    async fn try_get(&self, key: &str, range: Option<String>) -> Result<Option<Bytes>> {
         let sent = self
             .client()
             .await
             .get_object()
             .bucket(&self.bucket)
             .key(self.key(key))
+            .set_range(range)
             .send()
             .await;
         match sent {
@@ -222,7 +224,17 @@ impl Inner {
                 Err(e) => Err(Error::retryable(Kind::Store, self.at("read", key)).caused_by(e)),
             },
             Err(e) if code_of(&e) == Some("NoSuchKey") => Ok(None),
+            // It ends before the part that was asked for.
+            Err(e) if code_of(&e) == Some("InvalidRange") => Ok(Some(Bytes::new())),
             Err(e) => Err(self.failed("read", key, e)),
+        }
+    }
+
+    /// The SDK repeats requests, but not a body that broke off.
+    async fn get(&self, key: &str, range: Option<String>) -> Result<Option<Bytes>> {
+        match self.try_get(key, range.clone()).await {
+            Err(e) if e.class() == caudal_model::Class::Retryable => self.try_get(key, range).await,
+            done => done,
         }
     }
 
@@ -260,11 +272,16 @@ impl Store for S3Store {
     }
 
     async fn get(&self, key: &str) -> Result<Option<Bytes>> {
-        // The SDK repeats requests, but not a body that broke off.
-        match self.inner.try_get(key).await {
-            Err(e) if e.class() == caudal_model::Class::Retryable => self.inner.try_get(key).await,
-            done => done,
+        self.inner.get(key, None).await
+    }
+
+    async fn get_part(&self, key: &str, offset: u64, length: u64) -> Result<Option<Bytes>> {
+        if length == 0 {
+            return Ok(Some(Bytes::new()));
         }
+        let last = offset.saturating_add(length - 1);
+        let range = format!("bytes={offset}-{last}");
+        self.inner.get(key, Some(range)).await
     }
 
     async fn upload(&self, key: &str) -> Result<Box<dyn Upload>> {
