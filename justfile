@@ -12,6 +12,10 @@ demo *arguments:
 test *arguments:
     ./tests/run {{arguments}}
 
+# a hundred kills on every source, in every state: about a quarter of an hour
+chaos kills="100":
+    CAUDAL_CHAOS_KILLS={{kills}} cargo nextest run --release --workspace --profile long --test suite chaos --no-capture
+
 # what CI runs
 ci:
     bash .ci/run

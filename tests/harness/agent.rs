@@ -338,6 +338,18 @@ impl Agent {
     }
 }
 
+/// The password and the key that every test's agent has: no output may hold them.
+const SECRETS: [&str; 2] = ["cdcpw", crate::s3::SECRET_KEY];
+
+/// Fails if something that the agent has printed, logged or answered holds a secret.
+fn no_secret(text: &str) -> Result<()> {
+    let Some(at) = SECRETS.iter().find_map(|s| text.find(s)) else {
+        return Ok(());
+    };
+    let from = text[..at].rfind('\n').map_or(0, |n| n + 1);
+    bail!("the agent told a secret: {}…", &text[from..at])
+}
+
 /// An agent's process. Killed on drop.
 #[derive(Debug)]
 pub struct Running {
@@ -399,7 +411,12 @@ impl Running {
             took: since.elapsed(),
         };
         match ended {
-            Ok(status) => Ok(outcome(status?.code())),
+            Ok(status) => {
+                let outcome = outcome(status?.code());
+                no_secret(&outcome.stdout)?;
+                no_secret(&outcome.stderr)?;
+                Ok(outcome)
+            }
             Err(_) => {
                 let text = outcome(None).describe();
                 self.child.kill().await?;
@@ -417,7 +434,7 @@ impl Running {
     /// SIGKILL, and its end.
     pub async fn kill9(mut self) -> Result<()> {
         self.child.kill().await?;
-        Ok(())
+        no_secret(&self.log())
     }
 
     /// Sends a signal.
@@ -435,7 +452,9 @@ impl Running {
 
     /// `GET` of a path on its HTTP server: status code and body.
     pub async fn get(&self, path: &str) -> Result<(u16, String)> {
-        http_get(&self.http, path).await
+        let answer = http_get(&self.http, path).await?;
+        no_secret(&answer.1)?;
+        Ok(answer)
     }
 
     /// `GET /status`.

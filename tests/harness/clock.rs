@@ -1,9 +1,8 @@
 //! Another machine's clock: a library that an agent is started with, through which its wall
 //! clock stands apart from everybody else's. The monotonic clock is left alone.
 
-use crate::{Agent, Context, Result, bail};
+use crate::{Agent, Result};
 use std::path::Path;
-use std::process::Command;
 
 /// Every way in which the C library tells the time of day.
 const SHIM: &str = r#"
@@ -46,16 +45,7 @@ time_t time(time_t *into) {
 /// Has an agent run with a clock that is `seconds` ahead (negative: behind). `dir` takes the
 /// library, which is built with the C compiler that the workspace needs anyway.
 pub fn set_apart(agent: &mut Agent, seconds: i64, dir: &Path) -> Result<()> {
-    let (source, library) = (dir.join("clock.c"), dir.join("clock.so"));
-    std::fs::write(&source, SHIM)?;
-    let built = Command::new("cc")
-        .args(["-shared", "-fPIC", "-O1", "-o"])
-        .args([&library, &source])
-        .output()
-        .context("cannot run cc")?;
-    if !built.status.success() {
-        bail!("cc: {}", String::from_utf8_lossy(&built.stderr));
-    }
+    let library = crate::preload::build(dir, "clock", SHIM)?;
     agent.env("LD_PRELOAD", &library.display().to_string());
     agent.env("TEST_CLOCK_OFFSET", &seconds.to_string());
     Ok(())

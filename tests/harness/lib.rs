@@ -15,6 +15,8 @@ pub mod databases;
 pub mod dialect;
 pub mod moto;
 pub mod oracle;
+pub mod power;
+mod preload;
 pub mod proxy;
 pub mod replica;
 pub mod s3;

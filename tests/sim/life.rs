@@ -64,6 +64,15 @@ fn chance(dice: &Dice, one_in: u32) -> bool {
 
 /// Lives one life, and panics if an invariant breaks.
 pub fn live(seed: u64) -> Tally {
+    simulated(seed, |life| life.run())
+}
+
+/// A scheduler's week: a run until it is caught up every five minutes.
+pub fn week(seed: u64) -> Tally {
+    simulated(seed, |life| life.week())
+}
+
+fn simulated<F: Future<Output = Tally>>(seed: u64, live: impl FnOnce(Life) -> F) -> Tally {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .start_paused(true)
@@ -71,7 +80,7 @@ pub fn live(seed: u64) -> Tally {
         .expect("a runtime");
     let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         let agents = tokio::task::LocalSet::new();
-        runtime.block_on(agents.run_until(Life::new(seed).run()))
+        runtime.block_on(agents.run_until(live(Life::new(seed))))
     }));
     outcome.unwrap_or_else(|e| {
         eprintln!(
@@ -355,6 +364,88 @@ impl Life {
             dead.fetch_or(dies, Ordering::Relaxed);
             dies
         })
+    }
+
+    /// Every five minutes for seven days. Some runs have nothing to do, some die, some are
+    /// stopped, some are overtaken by the next one.
+    async fn week(mut self) -> Tally {
+        // One commit a run, and room for what a run takes.
+        self.replay_window = Duration::ZERO;
+        let (mut settled, mut idle) = (false, 0);
+        for call in 0..7 * 24 * 12 {
+            tokio::time::sleep(Duration::from_secs(300)).await;
+            let news = self.roll(0..2) * self.roll(0..4);
+            for _ in 0..news {
+                self.transaction();
+            }
+            self.script.reveal(u64::MAX / 2);
+            let files = self.data_files();
+            let calls = if self.roll(0..40) == 0 { 2 } else { 1 };
+            let mut runs = Vec::new();
+            for overlapping in 0..calls {
+                let dead = Arc::new(AtomicBool::new(false));
+                let crash = match self.roll(0..8) {
+                    0 => self.crash_points(10, dead.clone()),
+                    _ => CrashPoints::none(),
+                };
+                let faulty = Faulty {
+                    dice: self.dice.clone(),
+                    one_in: 400,
+                    faults: Arc::default(),
+                    dead: dead.clone(),
+                    cut_off: AtomicU32::new(0),
+                };
+                // Each call of a scheduler may be on another machine.
+                let checkpoints = match overlapping {
+                    0 if self.roll(0..20) > 0 => self.checkpoints.clone(),
+                    _ => caudal_checkpoints::MemoryStore::new(),
+                };
+                let parts = self.parts(self.lake.with_hook(Arc::new(faulty)), checkpoints, crash);
+                let goal = Goal {
+                    until_caught_up: true,
+                    deadline: Some(Duration::from_secs(240)),
+                };
+                let stop = CancellationToken::new();
+                if self.roll(0..30) == 0 {
+                    let (stop, after) = (stop.clone(), self.roll(1..60));
+                    tokio::task::spawn_local(async move {
+                        tokio::time::sleep(Duration::from_millis(after)).await;
+                        stop.cancel();
+                    });
+                }
+                self.rivals |= overlapping > 0;
+                runs.push(tokio::task::spawn_local(async move {
+                    let outcome = supervise::run(parts, &goal, &stop).await;
+                    dead.store(true, Ordering::Relaxed);
+                    outcome
+                }));
+            }
+            let mut caught_up = true;
+            for run in runs {
+                let ended = run.await;
+                let well = matches!(&ended, Ok(Ok(o)) if o.ending == supervise::Ending::CaughtUp);
+                caught_up &= well;
+                if !matches!(&ended, Ok(Err(e)) if e.kind() == Kind::Deadline) {
+                    self.note(ended);
+                }
+            }
+            if settled && news == 0 && caught_up {
+                idle += 1;
+                assert_eq!(self.data_files(), files, "an idle run wrote files");
+            }
+            settled = caught_up && calls == 1;
+            if call % 200 == 0 {
+                self.examine();
+            }
+        }
+        assert!(idle > 500, "{idle} idle runs");
+        self.run().await
+    }
+
+    /// The Parquet files of the lake, committed or not.
+    fn data_files(&self) -> usize {
+        let objects = self.lake.objects();
+        objects.keys().filter(|k| k.ends_with(".parquet")).count()
     }
 
     async fn run(mut self) -> Tally {

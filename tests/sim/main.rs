@@ -36,6 +36,14 @@ fn seeds() -> Range<u64> {
     from.parse().expect("a number")..to.parse().expect("a number")
 }
 
+/// A week of runs that a scheduler starts every five minutes.
+#[test]
+fn inv_1_to_8_hold_in_a_week_of_scheduled_runs() {
+    let totals = life::week(7);
+    println!("{totals:?}");
+    assert!(totals.crashes > 20 && totals.fenced > 2, "{totals:?}");
+}
+
 /// Lives are independent: each core takes every n-th seed.
 #[test]
 fn inv_1_to_8_hold_in_every_life() {

@@ -64,8 +64,10 @@ impl Load {
             let session = source.session().await?;
             let (kind, stop, done) = (source.kind(), Arc::clone(&stop), Arc::clone(&done));
             let random = StdRng::seed_from_u64(seed * 1000 + number);
+            // Ids of its own, also beside what another seed's load has left.
+            let next_id = 1_000_000_000 * (number as i64 + 1) + 1_000_000 * seed as i64;
             handles.push(tokio::spawn(work(
-                session, kind, number, random, stop, done,
+                session, kind, next_id, random, stop, done,
             )));
         }
         Ok(Load {
@@ -93,12 +95,11 @@ impl Load {
 async fn work(
     mut session: Session,
     kind: Kind,
-    number: u64,
+    mut next_id: i64,
     mut random: StdRng,
     stop: Arc<AtomicBool>,
     done: Arc<AtomicU64>,
 ) -> Result<()> {
-    let mut next_id = 1_000_000 * (number as i64 + 1);
     while !stop.load(Ordering::Relaxed) {
         let statements = random.random_range(1..6);
         let mut failed = session.exec("begin").await.is_err();
@@ -137,7 +138,7 @@ fn statement(kind: Kind, next_id: &mut i64, random: &mut StdRng) -> String {
                 .collect();
             let payload = dialect::bytes(kind, &format!("{:016x}", random.random::<u64>()));
             format!(
-                "insert into accounts values ({next_id}, {amount}, '{note}', {payload}, {}, \
+                "insert into accounts (id, balance, note, payload, rate, changed) values ({next_id}, {amount}, '{note}', {payload}, {}, \
                  '2026-02-03 04:05:06.789')",
                 random.random::<f64>()
             )

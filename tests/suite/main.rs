@@ -9,6 +9,7 @@ mod load;
 mod trial;
 
 mod backpressure;
+mod chaos;
 mod config_errors;
 mod connection_faults;
 mod crash_points;
@@ -26,6 +27,7 @@ mod multi_table_transaction;
 mod oracle_sees;
 mod overrides;
 mod partitions;
+mod power_cut;
 mod resnapshot;
 mod restart;
 mod rewind;
