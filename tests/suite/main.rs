@@ -22,6 +22,7 @@ mod key_change;
 mod keyless_table;
 mod large_table;
 mod large_transaction_streamed;
+mod least_privileges;
 mod many_tables;
 mod multi_table_transaction;
 mod oracle_sees;
