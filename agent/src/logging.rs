@@ -51,6 +51,8 @@ pub fn init(verbosity: Verbosity, bars: &MultiProgress) -> Result<()> {
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(colours(&std::io::stderr()))
+        // It would report an event that cannot be written where it cannot be written, and panic.
+        .log_internal_errors(false)
         .with_writer(BetweenRedraws(bars.clone()));
     // A second call in one process (tests) leaves the first in place.
     let _ = if terminal {
@@ -67,8 +69,8 @@ struct BetweenRedraws(MultiProgress);
 
 impl Write for BetweenRedraws {
     fn write(&mut self, event: &[u8]) -> std::io::Result<usize> {
-        self.0
-            .suspend(|| std::io::stderr().lock().write_all(event))?;
+        // A log's full disk must not stop the stream; what cannot be told is lost.
+        let _ = self.0.suspend(|| std::io::stderr().lock().write_all(event));
         Ok(event.len())
     }
     fn flush(&mut self) -> std::io::Result<()> {

@@ -42,8 +42,12 @@ fn upgrade(_: &DB, _from: u32) -> Option<std::result::Result<(), rocksdb::Error>
 /// Checkpoints in RocksDB.
 #[derive(Debug)]
 pub struct RocksStore {
-    db: DB,
+    /// `None` after it could not be opened again.
+    db: Option<DB>,
     path: PathBuf,
+    stream: String,
+    /// A write failed, after which the database takes no other until it is opened again.
+    broken: bool,
     /// Keeps other agents out until the store is dropped; absent when read-only.
     _lock: Option<File>,
 }
@@ -98,33 +102,12 @@ impl RocksStore {
         make_private(dir)?;
         let lock = lock::take(dir)?;
         let path = dir.join(DATABASE);
-        let mut set_aside = None;
-        let db = match open_database(&path, stream, upgrade) {
-            Ok(db) => db,
-            Err(Refusal::Failure(e)) => return Err(e),
-            Err(Refusal::Content(reason)) => {
-                let moved = move_aside(dir, &path)?;
-                tracing::warn!(
-                    moved_to = %moved.display(),
-                    reason = %reason,
-                    "the local checkpoints were not usable and were moved aside; \
-                     they are rebuilt from the lake"
-                );
-                set_aside = Some(SetAside {
-                    path: moved,
-                    reason,
-                });
-                open_database(&path, stream, upgrade).map_err(|refusal| match refusal {
-                    Refusal::Failure(e) => e,
-                    Refusal::Content(reason) => {
-                        Error::bug(format!("a new checkpoint database is not usable: {reason}"))
-                    }
-                })?
-            }
-        };
+        let (db, set_aside) = open_or_set_aside(dir, &path, stream, upgrade)?;
         let store = RocksStore {
-            db,
+            db: Some(db),
             path,
+            stream: stream.to_owned(),
+            broken: false,
             _lock: Some(lock),
         };
         Ok(Opened { store, set_aside })
@@ -151,8 +134,10 @@ impl RocksStore {
         };
         match identity(&db, stream) {
             Ok(Some(keys::FORMAT)) => Ok(Some(RocksStore {
-                db,
+                db: Some(db),
                 path,
+                stream: stream.to_owned(),
+                broken: false,
                 _lock: None,
             })),
             Ok(None) => Ok(None),
@@ -167,7 +152,8 @@ impl RocksStore {
     }
 
     fn get<T: DeserializeOwned>(&self, key: &[u8]) -> Result<Option<T>> {
-        let Some(bytes) = self.db.get_pinned(key).map_err(|e| self.failed(e))? else {
+        let Some(db) = &self.db else { return Ok(None) };
+        let Some(bytes) = db.get_pinned(key).map_err(|e| self.failed(e))? else {
             return Ok(None);
         };
         serde_json::from_slice(&bytes)
@@ -177,9 +163,9 @@ impl RocksStore {
 
     fn list<T: DeserializeOwned>(&self, prefix: &[u8]) -> Result<Vec<T>> {
         let mut values = Vec::new();
-        for item in self
-            .db
-            .iterator(IteratorMode::From(prefix, Direction::Forward))
+        let entries = self.db.iter();
+        for item in
+            entries.flat_map(|db| db.iterator(IteratorMode::From(prefix, Direction::Forward)))
         {
             let (key, value) = item.map_err(|e| self.failed(e))?;
             if !key.starts_with(prefix) {
@@ -200,19 +186,45 @@ impl RocksStore {
         .caused_by(e)
     }
 
-    fn write(&self, batch: WriteBatch) -> Result<()> {
+    /// Errors: a retryable one if the disk does not take it. What the store has is then older
+    /// than it should be, which the lake's log makes up for.
+    fn write(&mut self, batch: WriteBatch) -> Result<()> {
         let mut synced = WriteOptions::default();
         synced.set_sync(true);
-        self.db
-            .write_opt(batch, &synced)
-            .map_err(|e| self.failed(e))
+        let written = self.writable()?.write_opt(batch, &synced);
+        written.map_err(|e| {
+            self.broken = true;
+            self.refused(e)
+        })
+    }
+
+    /// The database, opened again if it has to be.
+    fn writable(&mut self) -> Result<&DB> {
+        if self.broken && self._lock.is_some() {
+            // It keeps its own lock on the directory for as long as it is open.
+            self.db = None;
+        }
+        match &mut self.db {
+            Some(db) => Ok(db),
+            none => {
+                let dir = self.path.parent().unwrap_or(&self.path);
+                let opened = open_or_set_aside(dir, &self.path, &self.stream, upgrade);
+                let (db, _) = opened.map_err(|e| again(&self.path).caused_by(e))?;
+                self.broken = false;
+                Ok(none.insert(db))
+            }
+        }
+    }
+
+    fn refused(&self, e: rocksdb::Error) -> Error {
+        again(&self.path).caused_by(e)
     }
 
     /// Deletes, within the batch, every key of a kind.
     fn clear(&self, batch: &mut WriteBatch, prefix: &[u8]) -> Result<()> {
-        for item in self
-            .db
-            .iterator(IteratorMode::From(prefix, Direction::Forward))
+        let entries = self.db.iter();
+        for item in
+            entries.flat_map(|db| db.iterator(IteratorMode::From(prefix, Direction::Forward)))
         {
             let (key, _) = item.map_err(|e| self.failed(e))?;
             if !key.starts_with(prefix) {
@@ -278,6 +290,8 @@ impl CheckpointStore for RocksStore {
     }
 
     fn replace(&mut self, whole: &Checkpoint) -> Result<()> {
+        // What is to be cleared must be there to be seen.
+        self.writable()?;
         let mut batch = WriteBatch::default();
         self.clear(&mut batch, keys::TABLES)?;
         self.clear(&mut batch, keys::SCHEMAS)?;
@@ -298,6 +312,16 @@ impl CheckpointStore for RocksStore {
     fn schemas(&self) -> Result<Vec<TableSchema>> {
         self.list(keys::SCHEMAS)
     }
+}
+
+/// A write that may succeed later.
+fn again(path: &Path) -> Error {
+    let path = path.display();
+    Error::retryable(
+        Kind::State,
+        format!("the checkpoint database {path} takes no writes"),
+    )
+    .hint("free space below stream.state_dir, or mend its disk; nothing is lost, for the lake's log is the truth")
 }
 
 fn state(path: &Path, what: &str) -> Error {
@@ -351,6 +375,37 @@ fn options() -> Options {
         },
     ));
     o
+}
+
+/// Opens the database, or a new one in the place of one that is not usable.
+fn open_or_set_aside(
+    dir: &Path,
+    path: &Path,
+    stream: &str,
+    upgrade: Upgrade,
+) -> Result<(DB, Option<SetAside>)> {
+    let reason = match open_database(path, stream, upgrade) {
+        Ok(db) => return Ok((db, None)),
+        Err(Refusal::Failure(e)) => return Err(e),
+        Err(Refusal::Content(reason)) => reason,
+    };
+    let moved = move_aside(dir, path)?;
+    tracing::warn!(
+        moved_to = %moved.display(),
+        reason = %reason,
+        "the local checkpoints were not usable and were moved aside; they are rebuilt from the lake"
+    );
+    let db = open_database(path, stream, upgrade).map_err(|refusal| match refusal {
+        Refusal::Failure(e) => e,
+        Refusal::Content(reason) => {
+            Error::bug(format!("a new checkpoint database is not usable: {reason}"))
+        }
+    })?;
+    let set_aside = SetAside {
+        path: moved,
+        reason,
+    };
+    Ok((db, Some(set_aside)))
 }
 
 fn open_database(path: &Path, stream: &str, upgrade: Upgrade) -> std::result::Result<DB, Refusal> {

@@ -52,7 +52,7 @@ fn filled(dir: &Path) {
         let tables: Vec<_> = (0..50).map(|i| progress(&format!("t{i}"), epoch)).collect();
         store.advance(&head(epoch), &tables).unwrap();
     }
-    store.db.flush().unwrap();
+    store.db.as_ref().unwrap().flush().unwrap();
     store.advance(&head(21), &[progress("t0", 21)]).unwrap();
 }
 
@@ -194,7 +194,12 @@ fn a_foreign_database_is_moved_aside() {
     is_moved_aside(tmp.path(), "it belongs to the stream `other`, not `shop`");
 
     let store = open(tmp.path());
-    store.db.put(keys::FORMAT_KEY, "2").unwrap();
+    store
+        .db
+        .as_ref()
+        .unwrap()
+        .put(keys::FORMAT_KEY, "2")
+        .unwrap();
     drop(store);
     is_moved_aside(tmp.path(), "it has format 2, newer than this version's 1");
 
@@ -264,7 +269,7 @@ fn a_record_that_does_not_parse_moves_the_database_aside() {
         let tmp = tempfile::tempdir().unwrap();
         filled(tmp.path());
         let store = open(tmp.path());
-        store.db.put(key, value).unwrap();
+        store.db.as_ref().unwrap().put(key, value).unwrap();
         drop(store);
         is_moved_aside(tmp.path(), "does not parse");
     }
@@ -275,6 +280,8 @@ fn a_record_that_does_not_parse_moves_the_database_aside() {
     let other = serde_json::to_vec(&progress("t1", 1)).unwrap();
     store
         .db
+        .as_ref()
+        .unwrap()
         .put(keys::table(&TableName::new("public", "t0")), other)
         .unwrap();
     drop(store);
@@ -317,7 +324,12 @@ fn older_formats_are_upgraded_where_there_is_a_way() {
     let to_format_0 = |dir: &Path| {
         filled(dir);
         let store = open(dir);
-        store.db.put(keys::FORMAT_KEY, "0").unwrap();
+        store
+            .db
+            .as_ref()
+            .unwrap()
+            .put(keys::FORMAT_KEY, "0")
+            .unwrap();
     };
     let tmp = tempfile::tempdir().unwrap();
     to_format_0(tmp.path());

@@ -13,6 +13,7 @@ pub mod cache;
 pub mod clock;
 pub mod databases;
 pub mod dialect;
+pub mod disk;
 pub mod moto;
 pub mod oracle;
 pub mod power;

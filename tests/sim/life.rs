@@ -431,7 +431,8 @@ impl Life {
             }
             if settled && news == 0 && caught_up {
                 idle += 1;
-                assert_eq!(self.data_files(), files, "an idle run wrote files");
+                // It may remove what an earlier one had left.
+                assert!(self.data_files() <= files, "an idle run wrote files");
             }
             settled = caught_up && calls == 1;
             if call % 200 == 0 {

@@ -13,6 +13,7 @@ mod chaos;
 mod config_errors;
 mod connection_faults;
 mod crash_points;
+mod disk_full;
 mod failover;
 mod fencing;
 mod health;
