@@ -286,9 +286,7 @@ impl Run {
         }
         let server = server_now(parts, state.as_ref()).await?;
         let (state, staging, generation) = match (&self.staging, state) {
-            (Some((staging, generation)), Some(state))
-                if state.server.as_ref() == Some(&server) =>
-            {
+            (Some((staging, generation)), Some(state)) if state.server == server => {
                 (state, staging.clone(), *generation)
             }
             // Where another server goes on, a generation begins, whose fence says so.
@@ -311,7 +309,7 @@ impl Run {
         parts: &mut Parts,
         state: Option<Checkpoint>,
         head: Option<LogEntry>,
-        server: String,
+        mut server: Option<String>,
     ) -> Result<(Checkpoint, Arc<Staging>, u64)> {
         let found = parts.discover().await?;
         if state.is_none() {
@@ -328,6 +326,7 @@ impl Run {
                 }
                 let names: Vec<TableName> = found.iter().map(|t| t.table.clone()).collect();
                 let position = parts.source.prepare(&names).await?;
+                server = Some(parts.source.identity().await?);
                 recover::genesis(StreamPoint { position, seq: 0 })
             }
         };
@@ -341,7 +340,7 @@ impl Run {
                     recover::apply(&mut state, entry)?;
                 }
                 Ok(Carried {
-                    server: Some(server.clone()),
+                    server: server.clone(),
                     state: Some(state.tables.clone()),
                 })
             })
@@ -350,7 +349,7 @@ impl Run {
         let generation = fence.generation();
         state.epoch = fence.epoch();
         state.generation = generation;
-        state.server = Some(server);
+        state.server = server;
         parts.checkpoints.replace(&state)?;
         remove_uncommitted_schemas(&parts.log, &state, &found).await?;
         let staging = Staging::new(
@@ -508,9 +507,10 @@ async fn remove_uncommitted_schemas(
 }
 
 /// Which server the source is now, and that the stream's position holds there.
-async fn server_now(parts: &Parts, state: Option<&Checkpoint>) -> Result<String> {
-    let Some((held, state)) = state.and_then(|s| Some((s.server.as_deref()?, s))) else {
-        return parts.source.identity().await;
+async fn server_now(parts: &Parts, state: Option<&Checkpoint>) -> Result<Option<String>> {
+    let Some(state) = state else { return Ok(None) };
+    let Some(held) = state.server.as_deref() else {
+        return parts.source.identity().await.map(Some);
     };
     let now = parts
         .source
@@ -519,7 +519,7 @@ async fn server_now(parts: &Parts, state: Option<&Checkpoint>) -> Result<String>
     if now != held {
         tracing::info!(before = held, now, "the stream goes on from another server");
     }
-    Ok(now)
+    Ok(Some(now))
 }
 
 fn lost_log(log: &CommitLog) -> Error {

@@ -17,6 +17,7 @@ on_every_source!(
     has_many_savepoints,
     is_prepared_and_ended_later,
     is_loaded_from_a_file,
+    has_little_disk,
 );
 
 fn rows() -> Result<u64> {
@@ -265,6 +266,44 @@ async fn is_loaded_from_a_file(t: &Trial) -> Result<()> {
     );
     running.sigterm().await?.expect(0)?;
     assert_eq!(spilled(&agent), 0);
+    t.expect_equal(&["items"]).await?;
+    Ok(())
+}
+
+/// What does not fit on the disk stays at the server, where the server can keep it.
+async fn has_little_disk(t: &Trial) -> Result<()> {
+    if t.kind() != Kind::Postgres {
+        // Only prepared transactions wait at the agent, and they cannot be asked for again.
+        return Ok(());
+    }
+    t.source
+        .exec("create table items (id {int8} primary key, name varchar(200))")
+        .await?;
+    let mut agent = t.agent()?;
+    agent
+        .config
+        .set("commit.memory", "64MiB")
+        .set("commit.max_delay", "300ms")
+        .set("limits.spill_bytes", "1MiB");
+    agent.run_until_caught_up().await?;
+    let mut running = agent.spawn()?;
+    running.wait_until_live().await?;
+    let mut session = t.source.session().await?;
+    session.exec("begin").await?;
+    insert(t, &mut session, 0, 300_000).await?;
+    eventually("the disk is too small for it", async || {
+        Ok(running
+            .log()
+            .contains("once they have committed")
+            .then_some(()))
+    })
+    .await?;
+    session.exec("commit").await?;
+    eventually("the transaction is in the lake", async || {
+        Ok((t.committed_rows("items")? == 300_000).then_some(()))
+    })
+    .await?;
+    running.sigterm().await?.expect(0)?;
     t.expect_equal(&["items"]).await?;
     Ok(())
 }

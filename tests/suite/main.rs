@@ -30,6 +30,7 @@ mod oracle_sees;
 mod overrides;
 mod partitions;
 mod power_cut;
+mod publication;
 mod resnapshot;
 mod restart;
 mod rewind;

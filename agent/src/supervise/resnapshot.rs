@@ -48,18 +48,17 @@ pub async fn resnapshot(
     };
     // A stream of which nothing is kept may go on from any server: then what ends the tables
     // says so, for until it stands the position is the old one's.
-    let (server, begins_on) = match &state {
-        Some(s) if everything => {
-            let now = parts.source.identity().await?;
-            (s.server.clone().unwrap_or_else(|| now.clone()), Some(now))
-        }
-        _ => (server_now(&parts, state.as_ref()).await?, None),
+    let server = match &state {
+        Some(s) if everything => s.server.clone(),
+        _ => server_now(&parts, state.as_ref()).await?,
     };
     let (mut state, staging, generation) = run.take_over(&mut parts, state, head, server).await?;
     let names: Vec<TableName> = chosen.iter().map(|t| t.table.clone()).collect();
     let mut through = state.through.clone();
+    let mut begins_on = None;
     if everything {
         through.position = parts.source.prepare(&names).await?;
+        begins_on = Some(parts.source.identity().await?);
     }
     let mut entries = Vec::with_capacity(chosen.len());
     for t in &chosen {

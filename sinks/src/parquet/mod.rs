@@ -26,7 +26,7 @@ use encode::Encoder;
 use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinHandle;
 
 /// Batches that may wait for the encoder.
@@ -105,6 +105,8 @@ pub struct FileWriter {
     schema: Arc<TableSchema>,
     queue: mpsc::Sender<Message>,
     task: Option<JoinHandle<Result<FileEntry>>>,
+    /// Dropped with the writer: the task then gives the file up, wherever it waits.
+    _wanted: watch::Sender<()>,
     /// Bytes queued and held by the encoder.
     held: Arc<AtomicUsize>,
     /// Bytes encoded.
@@ -138,10 +140,11 @@ impl FileWriter {
         let held = Arc::new(AtomicUsize::new(0));
         let encoded = Arc::new(AtomicUsize::new(0));
         let counters = (held.clone(), encoded.clone());
+        let (wanted, dropped) = watch::channel(());
         let task = tokio::spawn(write_file(
             encoder,
             upload,
-            messages,
+            (messages, dropped),
             path.clone(),
             counters,
         ));
@@ -150,6 +153,7 @@ impl FileWriter {
             schema,
             queue,
             task: Some(task),
+            _wanted: wanted,
             held,
             encoded,
         })
@@ -248,11 +252,16 @@ fn check_version(file: &TableSchema, rows: &TableSchema) -> Result<()> {
 async fn write_file(
     encoder: Encoder,
     mut upload: Box<dyn Upload>,
-    mut messages: mpsc::Receiver<Message>,
+    (mut messages, mut dropped): (mpsc::Receiver<Message>, watch::Receiver<()>),
     path: String,
     counters: (Arc<AtomicUsize>, Arc<AtomicUsize>),
 ) -> Result<FileEntry> {
-    match encode_all(encoder, &mut upload, &mut messages, &path, &counters).await {
+    // A slow store would keep the rows of an attempt that is over in memory, beside the next one's.
+    let encoded = tokio::select! {
+        encoded = encode_all(encoder, &mut upload, &mut messages, &path, &counters) => encoded,
+        _ = dropped.changed() => Err(given_up()),
+    };
+    match encoded {
         Ok(entry) => {
             upload
                 .finish()
@@ -270,6 +279,10 @@ async fn write_file(
     }
 }
 
+fn given_up() -> Error {
+    Error::bug("the file was given up before it was finished")
+}
+
 async fn encode_all(
     mut encoder: Encoder,
     upload: &mut Box<dyn Upload>,
@@ -282,7 +295,7 @@ async fn encode_all(
         let message = match messages.recv().await {
             Some(Message::Finish) => break,
             Some(rows) => rows,
-            None => return Err(Error::bug("the file was given up before it was finished")),
+            None => return Err(given_up()),
         };
         let bytes = match &message {
             Message::Batch(batch) => batch.bytes(),

@@ -480,3 +480,41 @@ async fn measure() {
         );
     }
 }
+
+struct StallWrites;
+
+#[async_trait]
+impl StoreHook for StallWrites {
+    async fn before(&self, operation: &Operation) -> Fault {
+        if operation.kind == OperationKind::UploadWrite {
+            std::future::pending::<()>().await;
+        }
+        Fault::None
+    }
+}
+
+/// INV-9: what an attempt that is over had in memory is not kept until a slow store gives in.
+#[tokio::test]
+async fn a_dropped_file_does_not_wait_for_its_store() {
+    let store = MemoryStore::new().with_hook(Arc::new(StallWrites));
+    let options = WriterOptions {
+        row_group_rows: 10,
+        ..WriterOptions::default()
+    };
+    let mut writer = begin(&store, &options).await;
+    let full = async {
+        loop {
+            writer.write(batch(&schema(), 1, 100)).await.unwrap();
+        }
+    };
+    let full = tokio::time::timeout(std::time::Duration::from_millis(300), full).await;
+    assert!(full.is_err(), "the store's stall is felt");
+    drop(writer);
+    for _ in 0..1000 {
+        if store.unfinished().is_empty() {
+            return;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+    panic!("the upload waits for ever");
+}

@@ -274,6 +274,9 @@ pub fn server_error(code: &str, message: &str) -> Error {
         // A retry would meet it again, and so would every one.
         _ if message.contains("invalid memory alloc request size") => Error::fatal(Kind::Source, text)
             .hint("a row is longer than the gigabyte that the server can send (bytea counts twice); if the log holds it, the slot cannot pass it: drop the slot, exclude the table, and run `caudal resnapshot` for the others"),
+        // What `membership` finds as well, if it comes first.
+        _ if code == SqlState::UNDEFINED_OBJECT.code() && message.contains("publication") => Error::fatal(Kind::PositionLost, text)
+            .hint("the changes since it was dropped are lost: drop the slot (pg_drop_replication_slot), then `caudal resnapshot '*.*'` and `caudal run`"),
         _ if LIMIT_REACHED.contains(&code) => Error::retryable(Kind::Timeout, text),
         "28" => Error::fatal(Kind::Prerequisite, text)
             .hint("check [source] user and password, and the server's pg_hba.conf"),

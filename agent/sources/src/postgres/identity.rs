@@ -6,10 +6,10 @@
 //! whose timeline left the position's behind it. The log's numbers alone do not show this: a
 //! promoted standby that had missed the last transactions soon passes the position with others.
 
-use super::Shared;
 use super::connect::query_error;
 use super::lsn::Lsn;
 use super::replication::ReplicationConnection;
+use super::{Shared, membership};
 use caudal_model::{Error, Kind, Result};
 use std::fmt;
 use std::str::FromStr;
@@ -23,6 +23,8 @@ pub struct Server {
     database: u32,
     /// The timeline that is written now.
     timeline: u32,
+    /// `pg_publication.oid` of the stream's publication, once it is there.
+    publication: Option<u32>,
 }
 
 impl fmt::Display for Server {
@@ -31,11 +33,16 @@ impl fmt::Display for Server {
             system,
             database,
             timeline,
+            publication,
         } = self;
         write!(
             f,
             "system {system}, database {database}, timeline {timeline}"
-        )
+        )?;
+        match publication {
+            Some(oid) => write!(f, ", publication {oid}"),
+            None => Ok(()),
+        }
     }
 }
 
@@ -49,6 +56,7 @@ impl FromStr for Server {
             value.and_then(|v| v.trim().parse::<u64>().ok())
         };
         let parsed = (field("system"), field("database"), field("timeline"));
+        let publication = field("publication");
         if let (Some(system), Some(database), Some(timeline)) = parsed
             && let (Ok(database), Ok(timeline)) = (database.try_into(), timeline.try_into())
         {
@@ -56,6 +64,7 @@ impl FromStr for Server {
                 system,
                 database,
                 timeline,
+                publication: publication.and_then(|p| p.try_into().ok()),
             });
         }
         Err(lost(format!(
@@ -92,8 +101,9 @@ impl Server {
                 "SELECT (SELECT system_identifier FROM pg_control_system()),
                         (SELECT oid FROM pg_database WHERE datname = current_database()),
                         CASE WHEN NOT pg_is_in_recovery()
-                             THEN left(pg_walfile_name(pg_current_wal_insert_lsn()), 8) END",
-                &[],
+                             THEN left(pg_walfile_name(pg_current_wal_insert_lsn()), 8) END,
+                        (SELECT oid FROM pg_publication WHERE pubname = $1)",
+                &[&shared.publication()],
             )
             .await
             .map_err(query_error)?;
@@ -106,6 +116,7 @@ impl Server {
             system: row.get::<_, i64>(0).cast_unsigned(),
             database: row.get(1),
             timeline,
+            publication: row.get(3),
         }))
     }
 }
@@ -122,6 +133,13 @@ pub(super) async fn recognize(shared: &Shared, held: &str, reached: Lsn) -> Resu
         return Err(lost(format!(
             "this is another database ({now}) than the one that the stream's position {reached} is of ({held})"
         )));
+    }
+    match (before.publication, now.publication) {
+        (Some(_), None) => return Err(membership::broken(shared, "was dropped")),
+        (Some(a), Some(b)) if a != b => {
+            return Err(membership::broken(shared, "was dropped and made again"));
+        }
+        _ => {}
     }
     if before.timeline != now.timeline {
         let mut connection = ReplicationConnection::open(shared).await?;
@@ -176,8 +194,15 @@ mod tests {
             system: u64::MAX,
             database: 16384,
             timeline: 3,
+            publication: None,
         };
-        assert_eq!(server.to_string().parse::<Server>().unwrap(), server);
+        let published = Server {
+            publication: Some(16_390),
+            ..server
+        };
+        for server in [server, published] {
+            assert_eq!(server.to_string().parse::<Server>().unwrap(), server);
+        }
         for text in [
             "",
             "uuid 1",

@@ -26,6 +26,7 @@ mod identity;
 mod load;
 mod lsn;
 pub(crate) mod mapping;
+mod membership;
 mod names;
 mod partitions;
 pub(crate) mod relation;
@@ -49,6 +50,8 @@ pub(crate) struct Shared {
     pub(crate) bases: replica::Bases,
     /// What the catalogue was seen to call the selected tables.
     pub(crate) names: names::Names,
+    /// Whether the publication still tells what is followed.
+    pub(crate) membership: membership::Membership,
     /// The server process that reads the log for this agent, or did.
     pub(crate) walsender: std::sync::atomic::AtomicI32,
     /// The server's time when this agent first opened the log, as text.
@@ -111,6 +114,7 @@ impl PostgresSource {
             delivered: visibility::Delivered::default(),
             bases: replica::Bases::default(),
             names: names::Names::default(),
+            membership: membership::Membership::default(),
             walsender: std::sync::atomic::AtomicI32::new(0),
             began: std::sync::OnceLock::new(),
             control: tokio::sync::Mutex::new(None),

@@ -9,7 +9,7 @@
 use super::catalog::CatalogColumn;
 use super::connect::query_error;
 use super::partitions::{self, HARMLESS, Part, Parts, Seen};
-use super::{Lsn, Shared, slot};
+use super::{Lsn, Shared, membership, slot};
 use caudal_model::{Result, TableName};
 use std::collections::hash_map::DefaultHasher;
 use std::collections::{HashMap, HashSet};
@@ -118,6 +118,7 @@ SELECT c.oid, n.nspname::text, c.relname::text, c.relkind::text, c.relreplident:
     );
     let rows = client.query(&sql, &[]).await.map_err(query_error)?;
     let (at, _) = slot::log_ends(&client).await?;
+    membership::look(shared, &client).await?;
     let name = |row: &Row| TableName::new(row.get::<_, String>(1), row.get::<_, String>(2));
     let mut parents: HashMap<u32, u32> = HashMap::new();
     let mut roots: HashSet<u32> = HashSet::new();

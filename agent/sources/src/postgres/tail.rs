@@ -67,7 +67,9 @@ impl PostgresTail {
         let confirmed = slot::require(&control, &shared, from).await?;
         let (snapshot, _) = Snapshot::take(&control).await?;
         let staging = Staging::open(&shared.options.spill_dir, shared.options.staging_bytes)?;
-        // A name may have gone to another table while nobody looked.
+        let followed = tables.iter().map(|t| t.schema.table.clone());
+        shared.membership.begin(followed);
+        // A name may have gone to another table while nobody looked, or a table out of the publication.
         names::look(&shared).await?;
         let mut decoder = Decoder::new(shared.clone(), XidClock::at(snapshot.xmax()));
         for table in tables {
@@ -107,6 +109,10 @@ impl PostgresTail {
 
     /// Handles messages that have arrived, until there is something to tell.
     fn step(&mut self, into: &mut ChangeBuffer) -> Result<Option<TailEvent>> {
+        if let Some((table, error)) = self.shared.membership.lost(&self.shared)? {
+            self.decoder.untrack(&table);
+            return Ok(Some(TailEvent::TableFailed { table, error }));
+        }
         if self.replay.is_some()
             && let Some(event) = self.step_replay(into)?
         {
@@ -332,6 +338,7 @@ impl Tail for PostgresTail {
 
     fn track(&mut self, table: TrackedTable) {
         let name = table.schema.table.clone();
+        self.shared.membership.follow(&name);
         if let Err(e) = self.decoder.track(table) {
             tracing::error!(table = %name, error = %e, "a table's mark cannot be read");
         }
@@ -342,6 +349,7 @@ impl Tail for PostgresTail {
     }
 
     fn untrack(&mut self, table: &TableName) {
+        self.shared.membership.leave(table);
         self.decoder.untrack(table);
     }
 
