@@ -66,6 +66,15 @@ impl Renewal {
         answer.unwrap_or_else(|e| Err(Error::bug("a discovery's task died").caused_by(e)))
     }
 
+    /// Forgets what was asked for; it is asked for again.
+    fn ask_anew(&mut self) {
+        if let Some(asking) = self.asking.take() {
+            asking.abort();
+        }
+        self.waiting = None;
+        self.again = true;
+    }
+
     /// Takes an answer; a question that failed for the moment is asked again.
     pub(super) fn settle(&mut self, answer: Result<Discovery>) -> Result<()> {
         match answer {
@@ -172,8 +181,6 @@ impl Pipeline<'_> {
         };
         self.end_absent(&discovery.found, epoch, tail);
         if !self.ending.is_empty() {
-            // Once they have ended, what is there instead of them begins.
-            self.renewal.waiting = Some(discovery);
             return Ok(());
         }
         let copies = self.begin_copies(discovery.found, epoch, tail)?;
@@ -212,6 +219,8 @@ impl Pipeline<'_> {
         tracing::warn!(%table, "is not selected any more, or was dropped: it ends here");
         self.carried.remove(table);
         self.leave(table, false, epoch, tail);
+        // What is there in its place, under its name, must first be made part of the log.
+        self.renewal.ask_anew();
     }
 
     /// The table is copied again under the schema that it has now.

@@ -7,14 +7,16 @@
 //! oid, which is part of the server's identity.
 
 use super::connect::{Client, ident, literal, query_error, table_ident};
+use super::shape::Identity;
 use super::{Shared, slot};
-use caudal_model::{Error, Kind, Result, TableName};
-use std::collections::HashSet;
+use caudal_model::{Error, Kind, Result, TableName, TableSchema};
+use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 #[derive(Debug, Default)]
 struct State {
-    followed: HashSet<TableName>,
+    /// By the oid that the stream's rows came from.
+    followed: HashMap<TableName, u32>,
     lost: Vec<TableName>,
     /// Why nothing can be relied on.
     broken: Option<&'static str>,
@@ -30,16 +32,17 @@ impl Membership {
     }
 
     /// A tail begins, which follows these tables.
-    pub fn begin(&self, tables: impl Iterator<Item = TableName>) {
-        *self.state() = State {
-            followed: tables.collect(),
-            ..State::default()
-        };
+    pub fn begin<'t>(&self, tables: impl Iterator<Item = &'t TableSchema>) {
+        *self.state() = State::default();
+        tables.for_each(|t| self.follow(t));
     }
 
     /// One more table is followed, which the publication has.
-    pub fn follow(&self, table: &TableName) {
-        self.state().followed.insert(table.clone());
+    pub fn follow(&self, schema: &TableSchema) {
+        if let Some(held) = Identity::held(schema) {
+            let mut state = self.state();
+            state.followed.insert(schema.table.clone(), held.oid);
+        }
     }
 
     /// A table is not followed any more.
@@ -102,20 +105,42 @@ pub(super) async fn look(shared: &Shared, client: &Client) -> Result<()> {
         )
         .await
         .map_err(query_error)?;
+    let broken = match (&held, told) {
+        (Some(_), Some(told)) if told.get(0) => None,
+        (Some(_), Some(_)) => Some("leaves out some kinds of changes (publish)"),
+        _ => Some("was dropped"),
+    };
+    if broken.is_some() {
+        shared.membership.state().broken = broken;
+    }
+    let told = |t: &TableName| held.as_ref().is_none_or(|h| h.tables.contains(t));
+    let missing: Vec<(TableName, u32)> = followed.into_iter().filter(|(t, _)| !told(t)).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    // Asked after the publication: one that is gone, renamed or another by now is told of elsewhere.
+    let (names, oids): (Vec<String>, Vec<u32>) = missing
+        .iter()
+        .map(|(t, oid)| (table_ident(t), *oid))
+        .unzip();
+    let there = client
+        .query(
+            "SELECT i FROM unnest($1::text[], $2::oid[]) WITH ORDINALITY t(name, oid, i)
+              WHERE to_regclass(name)::oid = oid",
+            &[&names, &oids],
+        )
+        .await
+        .map_err(query_error)?;
     let mut state = shared.membership.state();
-    match (held, told) {
-        (Some(held), Some(told)) => {
-            if !told.get::<_, bool>(0) {
-                state.broken = Some("leaves out some kinds of changes (publish)");
-            }
-            let missing = followed.iter().filter(|t| !held.tables.contains(t));
-            let missing: Vec<TableName> = missing
-                .filter(|t| state.followed.contains(*t) && !state.lost.contains(t))
-                .cloned()
-                .collect();
-            state.lost.extend(missing);
+    for row in there {
+        let place = usize::try_from(row.get::<_, i64>(0)).unwrap_or(0);
+        let table = place.checked_sub(1).and_then(|at| missing.get(at));
+        if let Some((table, oid)) = table
+            && state.followed.get(table) == Some(oid)
+            && !state.lost.contains(table)
+        {
+            state.lost.push(table.clone());
         }
-        _ => state.broken = Some("was dropped"),
     }
     Ok(())
 }

@@ -67,7 +67,7 @@ impl PostgresTail {
         let confirmed = slot::require(&control, &shared, from).await?;
         let (snapshot, _) = Snapshot::take(&control).await?;
         let staging = Staging::open(&shared.options.spill_dir, shared.options.staging_bytes)?;
-        let followed = tables.iter().map(|t| t.schema.table.clone());
+        let followed = tables.iter().map(|t| &*t.schema);
         shared.membership.begin(followed);
         // A name may have gone to another table while nobody looked, or a table out of the publication.
         names::look(&shared).await?;
@@ -338,7 +338,7 @@ impl Tail for PostgresTail {
 
     fn track(&mut self, table: TrackedTable) {
         let name = table.schema.table.clone();
-        self.shared.membership.follow(&name);
+        self.shared.membership.follow(&table.schema);
         if let Err(e) = self.decoder.track(table) {
             tracing::error!(table = %name, error = %e, "a table's mark cannot be read");
         }
